@@ -1,0 +1,36 @@
+# make demo   train a small translation model and see what it does (about ten minutes)
+# make test   ruff and the whole test suite
+# Both make the environment they need in .venv; PYTHON=python3.12 chooses the interpreter.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The processor's cores; fairseq would else start as many threads as it finds, or one.
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+
+.PHONY: demo test format clean
+
+demo: $(VENV)/ready
+	$(BIN)/python examples/demo/demo.py
+
+test: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/ready: setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed, $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "$(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing torch, fairseq and timm into $(VENV): a few minutes, once."
+	$(BIN)/python -m pip install --progress-bar on --editable '.[fairseq,timm,viz,demo,dev]'
+	@touch $@
+
+clean:
+	rm -rf build $(VENV) *.egg-info

@@ -1,0 +1,30 @@
+"""Makes ``fairseq-train --user-dir ea_fairseq --arch ea_... --help`` show the model's options.
+
+fairseq prints its help before it asks the model for options, so no model's are ever in it.
+"""
+
+import argparse
+import functools
+import sys
+
+from fairseq import options
+from fairseq.models import ARCH_MODEL_REGISTRY
+
+
+def show_model_options_in_help() -> None:
+    """Lets the parser, when it is about to print help, hold the options of an ``ea_`` arch."""
+    host = options.add_model_args
+
+    @functools.wraps(host)
+    def add_model_args(parser):
+        group = host(parser)
+        asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        asked.add_argument("--arch", "-a")
+        asked.add_argument("--help", "-h", action="store_true")
+        args, _ = asked.parse_known_args(sys.argv[1:])
+        if args.help and (args.arch or "").startswith("ea_") and args.arch in ARCH_MODEL_REGISTRY:
+            model_group = parser.add_argument_group(f"Model-specific configuration: {args.arch}")
+            ARCH_MODEL_REGISTRY[args.arch].add_args(model_group)
+        return group
+
+    options.add_model_args = add_model_args

@@ -1,0 +1,1 @@
+from ea_fairseq.models import ea_transformer  # noqa: F401

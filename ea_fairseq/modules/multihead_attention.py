@@ -1,0 +1,261 @@
+"""fairseq's multi-head attention with a map that comes in and goes out."""
+
+from types import FunctionType
+from typing import Callable, Dict, Final, Optional, Tuple
+
+import torch
+from fairseq import utils
+from fairseq.modules import FairseqDropout, MultiheadAttention
+from torch import Tensor, nn
+
+from evolving_attention import AttentionEvolution
+
+
+def renamed(method: Callable, name: str) -> Callable:
+    """The method under another name: how TorchScript, which knows no super(), calls the host's."""
+    copy = FunctionType(
+        method.__code__, method.__globals__, name, method.__defaults__, method.__closure__
+    )
+    copy.__annotations__ = method.__annotations__
+    return copy
+
+
+class EvolvingMultiheadAttention(MultiheadAttention):
+    """Multi-head attention whose map evolves from the map of the layer before.
+
+    Modifications of fairseq's class: :meth:`forward` takes that map and returns its own as a
+    third value; incremental decoding caches the last rows that the convolution reads.
+
+    Args:
+        evolves: hand the map on; if False this is fairseq's attention, returning None for it.
+        evolution: how the map evolves; None in the first layer, which has none to evolve from.
+        others: as in fairseq.
+    """
+
+    evolves: Final[bool]
+
+    reorder_plain_state = renamed(
+        MultiheadAttention.reorder_incremental_state, "reorder_plain_state"
+    )
+
+    def __init__(
+        self,
+        *args,
+        evolves: bool = True,
+        evolution: Optional[AttentionEvolution] = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        keep_dropout_name(self, "MultiheadAttention")
+        self.evolves = evolves
+        self.evolution = evolution if evolves else None
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Optional[Tensor],
+        value: Optional[Tensor],
+        key_padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]] = None,
+        need_weights: bool = True,
+        static_kv: bool = False,
+        attn_mask: Optional[Tensor] = None,
+        need_head_weights: bool = False,
+        query_padding_mask: Optional[Tensor] = None,
+        prev_attn_logits: Optional[Tensor] = None,
+    ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+        """As in fairseq, besides:
+
+        Args:
+            attn_mask: bool, (tgt_len, src_len), True where a query must not see a key.
+            query_padding_mask: bool, (batch, tgt_len), True at padding; in self-attention it
+                follows from `key_padding_mask`.
+            prev_attn_logits: the map of the layer before, (batch, heads, tgt_len, src_len);
+                None is plain attention.
+
+        Returns:
+            The output, (tgt_len, batch, embed_dim); the probabilities if asked for, (batch,
+            tgt_len, src_len), or (heads, batch, tgt_len, src_len) with `need_head_weights`; and
+            the map to hand on, or None if this attention does not evolve.
+        """
+        if attn_mask is not None and attn_mask.dtype != torch.bool:
+            raise ValueError(f"attn_mask must be of dtype torch.bool, got {attn_mask.dtype}")
+        if not torch.jit.is_scripting() and not self.evolves:
+            if attn_mask is not None:
+                attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(
+                    attn_mask, float("-inf")
+                )
+            x, attn_probs = super().forward(
+                query,
+                key,
+                value,
+                key_padding_mask=key_padding_mask,
+                incremental_state=incremental_state,
+                need_weights=need_weights,
+                static_kv=static_kv,
+                attn_mask=attn_mask,
+                need_head_weights=need_head_weights,
+            )
+            return x, attn_probs, None
+
+        tgt_len, bsz, _ = query.size()
+        q = self.split_heads(self.q_proj(query) * self.scaling)
+        k, v, key_padding_mask = self.keys_and_values(
+            key, value, key_padding_mask, incremental_state, static_kv
+        )
+        if k.size(0) == bsz:
+            attn_logits = torch.matmul(q, k.transpose(2, 3))
+        else:  # in beam search the keys of a sentence stand there once for all its beams
+            q = q.view(k.size(0), -1, self.num_heads, tgt_len, self.head_dim)
+            attn_logits = torch.einsum("bxhtd,bhsd->bxhts", q, k).flatten(0, 1)
+            if key_padding_mask is not None:
+                beams = bsz // k.size(0)
+                key_padding_mask = key_padding_mask.repeat_interleave(beams, dim=0)
+
+        if self.self_attention and key_padding_mask is not None:
+            query_padding_mask = key_padding_mask[:, k.size(2) - tgt_len :]
+        hidden = join_masks(attn_mask, key_padding_mask)
+        mask = hidden
+        if query_padding_mask is not None:
+            padded = query_padding_mask.unsqueeze(1).unsqueeze(3)
+            if hidden is None:
+                mask = padded
+            else:
+                mask = hidden | padded
+                # A padded query may see everything: a row without a key would be NaN.
+                hidden = hidden & ~padded
+
+        attn_logits = self.evolve(attn_logits, prev_attn_logits, mask, incremental_state)
+
+        scores = attn_logits
+        if hidden is not None:
+            scores = attn_logits.masked_fill(hidden, float("-inf"))
+        attn_probs = utils.softmax(scores, dim=-1, onnx_trace=self.onnx_trace)
+        dropped = self.dropout_module(attn_probs.type_as(attn_logits))
+        if v.size(0) == bsz:
+            x = torch.matmul(dropped, v)
+        else:
+            dropped = dropped.view(v.size(0), -1, self.num_heads, tgt_len, v.size(2))
+            x = torch.einsum("bxhts,bhsd->bxhtd", dropped, v).flatten(0, 1)
+        x = self.out_proj(x.permute(2, 0, 1, 3).reshape(tgt_len, bsz, self.embed_dim))
+
+        probs: Optional[Tensor] = None
+        if need_head_weights:
+            probs = attn_probs.transpose(0, 1)
+        elif need_weights:
+            probs = attn_probs.mean(dim=1)
+        return x, probs, attn_logits if self.evolves else None
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(len, batch, embed_dim) -> (batch, heads, len, head_dim)."""
+        return x.view(x.size(0), x.size(1), self.num_heads, self.head_dim).permute(1, 2, 0, 3)
+
+    def keys_and_values(
+        self,
+        key: Optional[Tensor],
+        value: Optional[Tensor],
+        key_padding_mask: Optional[Tensor],
+        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]],
+        static_kv: bool,
+    ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+        """Keys and values, (batch, heads, src_len, head_dim), and the mask of their padding.
+
+        With an incremental state they include, or if `static_kv` are, those of earlier calls.
+        """
+        saved = self._get_input_buffer(incremental_state)
+        prev_key: Optional[Tensor] = None
+        prev_value: Optional[Tensor] = None
+        prev_mask: Optional[Tensor] = None
+        if "prev_key" in saved:
+            prev_key, prev_value = saved["prev_key"], saved["prev_value"]
+            prev_mask = saved["prev_key_padding_mask"]
+        if static_kv and prev_key is not None and prev_value is not None:
+            k, v, key_padding_mask = prev_key, prev_value, prev_mask
+        else:
+            assert key is not None and value is not None
+            if static_kv and incremental_state is not None and self.beam_size > 1:
+                key, value = key[:, :: self.beam_size], value[:, :: self.beam_size]
+                if key_padding_mask is not None:
+                    key_padding_mask = key_padding_mask[:: self.beam_size]
+            k, v = self.split_heads(self.k_proj(key)), self.split_heads(self.v_proj(value))
+            if prev_key is not None and prev_value is not None:
+                k = torch.cat([prev_key, k], dim=2)
+                v = torch.cat([prev_value, v], dim=2)
+                key_padding_mask = self._append_prev_key_padding_mask(
+                    key_padding_mask, prev_mask, k.size(0), k.size(2), static_kv
+                )
+        if key_padding_mask is not None:
+            key_padding_mask = key_padding_mask.to(torch.bool)
+        if incremental_state is not None:
+            saved = {"prev_key": k, "prev_value": v, "prev_key_padding_mask": key_padding_mask}
+            self._set_input_buffer(incremental_state, saved)
+        return k, v, key_padding_mask
+
+    def evolve(
+        self,
+        attn_logits: Tensor,
+        prev_attn_logits: Optional[Tensor],
+        mask: Optional[Tensor],
+        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]],
+    ) -> Tensor:
+        """The evolved map, (batch, heads, tgt_len, src_len); plain logits if there is no map."""
+        if self.evolution is None or prev_attn_logits is None:
+            return attn_logits
+        if incremental_state is None:
+            return self.evolution(attn_logits, prev_attn_logits, mask)
+        rows: Optional[Tensor] = None
+        saved = self.get_incremental_state(incremental_state, "evolution")
+        if saved is not None:
+            rows = saved["rows"]
+        attn_logits, rows = self.evolution.step(attn_logits, prev_attn_logits, mask, rows)
+        self.set_incremental_state(incremental_state, "evolution", {"rows": rows})
+        return attn_logits
+
+    @torch.jit.export
+    def reorder_incremental_state(
+        self,
+        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]],
+        new_order: Tensor,
+    ) -> Optional[Dict[str, Dict[str, Optional[Tensor]]]]:
+        """Lets the cached rows follow the beams; each beam has its own, in every attention."""
+        saved = self.get_incremental_state(incremental_state, "evolution")
+        if saved is not None:
+            rows = saved["rows"]
+            if rows is not None:
+                saved["rows"] = rows.index_select(0, new_order)
+        return self.reorder_plain_state(incremental_state, new_order)
+
+    def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
+        """Makes the weights of a plain, or otherwise evolving, attention fit this one.
+
+        What the checkpoint has not is left fresh; what a layer has no use for any more (the
+        first one after pruning) is dropped. All else must match.
+        """
+        super().upgrade_state_dict_named(state_dict, name)
+        prefix = f"{name}.evolution."
+        own = {} if self.evolution is None else self.evolution.state_dict(prefix=prefix)
+        for key, fresh in own.items():
+            state_dict.setdefault(key, fresh)
+        for key in [key for key in state_dict if key.startswith(prefix) and key not in own]:
+            del state_dict[key]
+
+    def _adaptive_prune_heads(self, reserve_head_index) -> None:
+        raise NotImplementedError(
+            "heads of an evolving attention cannot be pruned (mha_heads_to_keep): they are the "
+            "channels of its convolution"
+        )
+
+
+def join_masks(attn_mask: Optional[Tensor], key_padding_mask: Optional[Tensor]) -> Optional[Tensor]:
+    """What the softmax must not see, broadcastable to (batch, heads, tgt_len, src_len)."""
+    if key_padding_mask is None:
+        return attn_mask
+    padded = key_padding_mask.unsqueeze(1).unsqueeze(2)
+    return padded if attn_mask is None else padded | attn_mask
+
+
+def keep_dropout_name(module: nn.Module, host: str) -> None:
+    """Names the dropouts of `module` as in fairseq's class, for ``--retain-dropout-modules``."""
+    for child in module.children():
+        if isinstance(child, FairseqDropout):
+            child.module_name = host

@@ -1,0 +1,13 @@
+"""Evolving Attention (Wang et al., ICML 2021; TPAMI 2023) for PyTorch.
+
+:class:`AttentionEvolution` is what a model needs for one attention layer; the paper's two
+equations stand in :mod:`evolving_attention.reference` (literally) and in
+:mod:`evolving_attention.functional` (fast).
+"""
+
+from evolving_attention.functional import WINDOWS, evolve
+from evolving_attention.modules import AttentionEvolution
+
+__version__ = "0.1.0"
+
+__all__ = ["WINDOWS", "AttentionEvolution", "__version__", "evolve"]

@@ -1,0 +1,171 @@
+"""The two equations of evolving attention, as the models run them."""
+
+from typing import Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WINDOWS = ("bidirectional", "causal", "cross")
+
+
+def mix(
+    attn_logits: Tensor,
+    prev_attn_logits: Tensor,
+    alpha: Union[float, Tensor],
+    mask: Optional[Tensor] = None,
+) -> Tensor:
+    """Equation 1: A_in = alpha * A^{k-1} + (1 - alpha) * logits, zero where `mask` is True."""
+    if isinstance(alpha, Tensor):
+        a_in = torch.lerp(attn_logits, prev_attn_logits, alpha)
+    elif alpha == 0.0:
+        a_in = attn_logits
+    else:
+        a_in = torch.lerp(attn_logits, prev_attn_logits, alpha)
+    if mask is not None:
+        # The convolution reads zeros beyond the border of a map; a padded or future cell must
+        # look the same, or a sentence's map would depend on the batch it is in.
+        a_in = a_in.masked_fill(mask, 0.0)
+    return a_in
+
+
+def refine(
+    a_in: Tensor,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    beta: Union[float, Tensor],
+    window: str,
+    rows: Optional[Tensor] = None,
+) -> Tensor:
+    """Equation 2: A = beta * ReLU(Conv(A_in)) + (1 - beta) * A_in.
+
+    `rows` (B, H, K - 1, S) are the rows of A_in above the first one, zeros if None; only the
+    windows that look up alone ("causal", "cross") can take them.
+    """
+    if weight is None or bias is None:
+        return a_in
+    if isinstance(beta, Tensor):
+        return torch.lerp(a_in, F.relu(_convolve(a_in, weight, bias, window, rows)), beta)
+    # beta >= 0, so beta * ReLU(x) = ReLU(beta * x): scaling the few weights spares a whole map.
+    refined = F.relu(_convolve(a_in, weight * beta, bias * beta, window, rows))
+    return torch.add(refined, a_in, alpha=1.0 - beta)
+
+
+def _convolve(
+    a_in: Tensor, weight: Tensor, bias: Tensor, window: str, rows: Optional[Tensor]
+) -> Tensor:
+    reach = weight.size(3) - 1
+    half = reach // 2
+    if window == "bidirectional":
+        return F.conv2d(a_in, weight, bias, padding=(half, half))
+    top = reach
+    if rows is not None:
+        a_in = torch.cat([rows, a_in], dim=2)
+        top = 0
+    if window == "cross":
+        return F.conv2d(F.pad(a_in, (0, 0, top, 0)), weight, bias, padding=(0, half))
+    return F.conv2d(F.pad(a_in, (reach, 0, top, 0)), weight, bias)
+
+
+def check_maps(
+    attn_logits: Tensor,
+    prev_attn_logits: Tensor,
+    mask: Optional[Tensor],
+    num_heads: int,
+) -> None:
+    """Raises ValueError, naming the argument, unless the maps and the mask fit each other."""
+    if attn_logits.dim() != 4:
+        raise ValueError(
+            f"attn_logits must be (batch, heads, queries, keys), got shape {attn_logits.shape}"
+        )
+    if attn_logits.size(1) != num_heads:
+        raise ValueError(
+            f"attn_logits has {attn_logits.size(1)} heads, this layer was made with "
+            f"num_heads={num_heads}"
+        )
+    if prev_attn_logits.shape != attn_logits.shape:
+        raise ValueError(
+            f"prev_attn_logits has shape {prev_attn_logits.shape}, attn_logits "
+            f"{attn_logits.shape}: a map evolves only from one of the same batch, heads, "
+            "queries and keys"
+        )
+    if prev_attn_logits.dtype != attn_logits.dtype:
+        raise ValueError(
+            f"prev_attn_logits has dtype {prev_attn_logits.dtype}, attn_logits "
+            f"{attn_logits.dtype}: they must be the same"
+        )
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"mask must be of dtype torch.bool (True: no such cell), got {mask.dtype}")
+
+
+def evolve(
+    attn_logits: Tensor,
+    prev_attn_logits: Tensor,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    alpha: Union[float, Tensor],
+    beta: Union[float, Tensor],
+    window: str = "bidirectional",
+    mask: Optional[Tensor] = None,
+) -> Tensor:
+    """Evolves a layer's attention map from the one before (paper, section 3).
+
+    Args:
+        attn_logits: this layer's logits before the softmax, scaled, (B, H, T, S); finite.
+        prev_attn_logits: the map the layer before handed on, same shape and dtype.
+        weight: (H, H, K, K), K odd; None is no convolution.
+        bias: (H,).
+        alpha: weight of the previous map, in [0, 1]; a tensor of one element if learned.
+        beta: weight of the convolution, in [0, 1]; likewise.
+        window: "bidirectional" (centred), "causal" (earlier queries and keys alone, for a
+            decoder's self-attention) or "cross" (earlier queries, centred keys, for
+            encoder-decoder attention).
+        mask: bool, broadcastable to (B, H, T, S); True where a cell does not exist, because
+            its query or key is padding or its key lies in the query's future.
+
+    Returns:
+        The evolved map before the softmax, (B, H, T, S), finite everywhere; the mask is yet to
+        be applied to it for the softmax.
+
+    Raises:
+        ValueError: shapes, dtypes or `window` do not fit.
+    """
+    check_maps(attn_logits, prev_attn_logits, mask, attn_logits.size(1))
+    check_window(window)
+    return refine(mix(attn_logits, prev_attn_logits, alpha, mask), weight, bias, beta, window)
+
+
+def check_window(window: str) -> None:
+    """Raises ValueError unless `window` is one of WINDOWS."""
+    if window not in WINDOWS:
+        raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {window!r}")
+
+
+def step(
+    attn_logits: Tensor,
+    prev_attn_logits: Tensor,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    alpha: Union[float, Tensor],
+    beta: Union[float, Tensor],
+    window: str,
+    mask: Optional[Tensor],
+    rows: Optional[Tensor],
+) -> Tuple[Tensor, Optional[Tensor]]:
+    """:func:`evolve` for the next T queries of a sequence ("causal" and "cross" windows).
+
+    `rows` are the last K - 1 rows of A_in before these queries, (B, H, K - 1, S or fewer), None
+    at the start. Returns the evolved map, (B, H, T, S), and the rows for the queries to come.
+    """
+    a_in = mix(attn_logits, prev_attn_logits, alpha, mask)
+    if weight is None or bias is None:
+        return a_in, None
+    count = weight.size(2) - 1
+    if rows is None:
+        rows = a_in.new_zeros([a_in.size(0), a_in.size(1), count, a_in.size(3)])
+    else:
+        # To earlier queries the keys that came since are the future: masked, zero.
+        rows = F.pad(rows, (0, a_in.size(3) - rows.size(3)))
+    evolved = refine(a_in, weight, bias, beta, window, rows)
+    rows = torch.cat([rows, a_in], dim=2)
+    return evolved, rows[:, :, rows.size(2) - count :]

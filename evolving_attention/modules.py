@@ -1,0 +1,159 @@
+"""The evolving part of one attention layer: its weights, its options, its one decoding step."""
+
+import math
+from typing import Final, Optional, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from evolving_attention import functional
+
+
+class UnitInterval(torch.autograd.Function):
+    """Clamps a learned mixing weight to [0, 1] and lets only gradients that lead back in pass.
+
+    A plain clamp has no gradient outside, so a weight that an optimiser's momentum carried
+    below 0 would stay at 0 for good.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        outward = ((x < 0) & (grad > 0)) | ((x > 1) & (grad < 0))
+        return grad.masked_fill(outward, 0.0)
+
+
+class AttentionEvolution(nn.Module):
+    """Evolves one attention layer's map from the map of the layer before (paper, equations 1, 2).
+
+    The first layer of a stack has no map to evolve from and needs no such module: it hands on
+    its plain logits.
+
+    Args:
+        num_heads: heads H of the layer; they are the channels of the convolution.
+        alpha: weight of the previous map, in [0, 1]; 0 is the paper's ablation without residual.
+        beta: weight of the convolution, in [0, 1]; 0, unless learned, makes no convolution.
+        kernel_size: K, odd; the paper's ablations use 1, 3 and 5.
+        window: "bidirectional", "causal" or "cross", see :func:`evolving_attention.evolve`.
+        learnable: learn alpha and beta, from the given values on, one of each for the layer.
+
+    Attributes:
+        weight, bias: the convolution's (H, H, K, K) and (H,), or None without one.
+        alpha, beta: the numbers given, or parameters of shape (1,) if learnable.
+
+    Raises:
+        ValueError: an argument out of range; the message names it.
+    """
+
+    learnable: Final[bool]
+    num_heads: Final[int]
+    window: Final[str]
+
+    def __init__(
+        self,
+        num_heads: int,
+        alpha: float,
+        beta: float,
+        kernel_size: int = 3,
+        window: str = "bidirectional",
+        learnable: bool = False,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__()
+        check_options(alpha, beta, kernel_size)
+        functional.check_window(window)
+        if num_heads < 1:
+            raise ValueError(f"num_heads must be 1 or more, got {num_heads}")
+        self.num_heads = num_heads
+        self.kernel_size = kernel_size
+        self.window = window
+        self.learnable = learnable
+        factory = {"device": device, "dtype": dtype}
+        if learnable:
+            self.alpha = nn.Parameter(torch.full((1,), float(alpha), **factory))
+            self.beta = nn.Parameter(torch.full((1,), float(beta), **factory))
+        else:
+            self.alpha, self.beta = float(alpha), float(beta)
+        if learnable or beta > 0:
+            shape = (num_heads, num_heads, kernel_size, kernel_size)
+            self.weight = nn.Parameter(torch.empty(shape, **factory))
+            self.bias = nn.Parameter(torch.empty(num_heads, **factory))
+        else:
+            self.register_parameter("weight", None)
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the convolution anew, as :class:`torch.nn.Conv2d` does; alpha, beta stay."""
+        if self.weight is not None:
+            nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(
+        self, attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Tensor] = None
+    ) -> Tensor:
+        """The evolved map (B, H, T, S); arguments as in :func:`evolving_attention.evolve`."""
+        functional.check_maps(attn_logits, prev_attn_logits, mask, self.num_heads)
+        alpha, beta = self.mixing_weights(attn_logits)
+        a_in = functional.mix(attn_logits, prev_attn_logits, alpha, mask)
+        return functional.refine(a_in, self.weight, self.bias, beta, self.window)
+
+    def step(
+        self,
+        attn_logits: Tensor,
+        prev_attn_logits: Tensor,
+        mask: Optional[Tensor] = None,
+        rows: Optional[Tensor] = None,
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """The evolved map of the next queries alone, for incremental decoding.
+
+        Takes and returns besides, per sequence, the last K - 1 rows of A_in: (B, H, K - 1, S),
+        None at the start and without convolution. Equal to :meth:`forward` over the whole map.
+        """
+        functional.check_maps(attn_logits, prev_attn_logits, mask, self.num_heads)
+        alpha, beta = self.mixing_weights(attn_logits)
+        return functional.step(
+            attn_logits,
+            prev_attn_logits,
+            self.weight,
+            self.bias,
+            alpha,
+            beta,
+            self.window,
+            mask,
+            rows,
+        )
+
+    def mixing_weights(self, like: Tensor) -> Tuple[Union[float, Tensor], Union[float, Tensor]]:
+        """alpha and beta as they are used: numbers, or tensors of `like`'s dtype if learnable."""
+        if self.learnable:
+            return _unit(self.alpha).to(like.dtype), _unit(self.beta).to(like.dtype)
+        return self.alpha, self.beta
+
+    def extra_repr(self) -> str:
+        text = f"{self.num_heads}, kernel_size={self.kernel_size}, window={self.window!r}"
+        if self.learnable:
+            return f"{text}, learnable=True"
+        return f"{text}, alpha={self.alpha}, beta={self.beta}"
+
+
+def _unit(x: Tensor) -> Tensor:
+    if torch.jit.is_scripting():
+        return x.clamp(0.0, 1.0)
+    return UnitInterval.apply(x)
+
+
+def check_options(alpha: float, beta: float, kernel_size: int) -> None:
+    """Raises ValueError, naming the argument, unless alpha, beta and kernel_size are in range."""
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd and positive (1, 3, 5, ...), got {kernel_size}")

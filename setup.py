@@ -1,0 +1,52 @@
+"""The project's one list of dependencies. Lower bounds are the oldest versions its tests ran on."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (HERE / "evolving_attention/__init__.py").read_text(encoding="utf-8")
+).group(1)
+
+# fairseq 0.12.2 neither builds with today's pip nor imports on Python 3.11. Two releases carry
+# its main branch, mended and with the same import name: ve-fairseq as wheels, where it has them;
+# fairseq-fixed as source, which takes a C++ compiler and four minutes.
+HAS_WHEEL = (
+    "(python_version == '3.11' or python_version == '3.12')"
+    " and sys_platform == 'linux' and platform_machine == 'x86_64'"
+)
+HAS_NO_WHEEL = (
+    "(python_version < '3.11' or python_version > '3.12')"
+    " or sys_platform != 'linux' or platform_machine != 'x86_64'"
+)
+
+EXTRAS = {
+    "fairseq": [
+        f"ve-fairseq>=0.12.3; {HAS_WHEEL}",
+        f"fairseq-fixed>=0.12.3.1; {HAS_NO_WHEEL}",
+        "sacremoses>=0.2.0",
+        "subword-nmt>=0.3.8",
+        "sacrebleu>=2.6.0",
+        "tqdm>=4.70",
+    ],
+    "timm": ["timm>=1.0.31"],
+    "viz": ["matplotlib>=3.10"],
+    "demo": ["num2words>=0.5.14", "babel>=2.18"],
+    "dev": ["pytest>=9.0", "hypothesis>=6.155", "ruff>=0.17"],
+}
+
+setup(
+    name="evolving-attention",
+    version=VERSION,
+    description="Attention maps that evolve from layer to layer, for fairseq and timm",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["evolving_attention*", "ea_fairseq*", "ea_timm*"]),
+    # From torch 2.6 on, torch.load runs no code that a checkpoint carries.
+    install_requires=["torch>=2.6"],
+    extras_require=EXTRAS,
+)

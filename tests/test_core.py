@@ -1,0 +1,235 @@
+"""The core: the fast path against the paper's equations, masks, windows, steps, learning."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evolving_attention import WINDOWS, AttentionEvolution, evolve, reference
+
+BATCH, HEADS, QUERIES, KEYS = 2, 4, 6, 7
+
+
+def maps(queries=QUERIES, keys=KEYS, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (BATCH, HEADS, queries, keys)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+
+def random_mask(queries=QUERIES, keys=KEYS):
+    generator = torch.Generator().manual_seed(7)
+    return torch.rand(BATCH, 1, queries, keys, generator=generator) > 0.7
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_equals_the_equations_in_value_and_every_gradient(window, kernel_size, learnable, masked):
+    alpha, beta = 0.25, 0.375  # exact in every precision
+    layer = AttentionEvolution(HEADS, alpha, beta, kernel_size, window, learnable).double()
+    logits, prev = (x.requires_grad_() for x in maps())
+    mask = random_mask() if masked else None
+    mixing = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (alpha, beta)]
+    weights = [layer.weight, layer.bias]
+
+    expected = reference.evolve(logits, prev, *weights, *mixing, window, mask)
+    got = layer(logits, prev, mask)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+    upstream = torch.randn(got.shape, dtype=torch.float64)
+    inputs = [logits, prev, *weights]
+    own_mixing = [layer.alpha, layer.beta] if learnable else []
+    expected_grads = torch.autograd.grad(expected, [*inputs, *mixing], upstream)
+    grads = torch.autograd.grad(got, [*inputs, *own_mixing], upstream)
+    for grad, expected_grad in zip(grads, expected_grads):  # noqa: B905 (mixing may be missing)
+        torch.testing.assert_close(grad.squeeze(), expected_grad.squeeze(), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("window", "rows", "columns"),
+    [
+        ("bidirectional", [2, 3, 4], [2, 3, 4]),
+        ("causal", [3, 4, 5], [3, 4, 5]),
+        ("cross", [3, 4, 5], [2, 3, 4]),
+    ],
+)
+def test_window_of_a_single_cell(window, rows, columns):
+    """Cell (3, 3) reaches just the cells that the window allows to read it."""
+    logits = torch.zeros(1, 1, 8, 8)
+    logits[0, 0, 3, 3] = 1
+    ones = torch.ones(1, 1, 3, 3)
+    for function in (evolve, reference.evolve):
+        out = function(logits, logits, ones, torch.zeros(1), 0.0, 1.0, window)
+        reached = [tuple(cell[2:].tolist()) for cell in out.nonzero()]
+        assert reached == list(itertools.product(rows, columns))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_ablations(window):
+    logits, prev = maps()
+    plain = AttentionEvolution(HEADS, 0.0, 0.0, window=window)
+    assert torch.equal(plain(logits, prev), logits)
+    assert list(plain.parameters()) == []
+    residual_alone = AttentionEvolution(HEADS, 0.25, 0.0, window=window)
+    assert list(residual_alone.parameters()) == []
+    torch.testing.assert_close(residual_alone(logits, prev), 0.25 * prev + 0.75 * logits)
+    convolution_alone = AttentionEvolution(HEADS, 0.0, 0.5, window=window).double()
+    assert torch.equal(convolution_alone(logits, prev), convolution_alone(logits, logits * 3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    window=st.sampled_from(WINDOWS),
+    kernel_size=st.sampled_from([1, 3, 5]),
+    queries=st.integers(1, 8),
+    keys=st.integers(1, 8),
+    above=st.integers(0, 3),
+    left=st.integers(0, 3),
+    below=st.integers(0, 3),
+    right=st.integers(0, 3),
+)
+def test_padding_never_changes_a_map(window, kernel_size, queries, keys, above, left, below, right):
+    """A map alone equals itself inside a larger, masked one, wherever it lies there."""
+    layer = AttentionEvolution(HEADS, 0.4, 0.6, kernel_size, window).double()
+    logits, prev = maps(queries, keys)
+    inside = (..., slice(above, above + queries), slice(left, left + keys))
+    padded_logits, padded_prev = maps(above + queries + below, left + keys + right, seed=1)
+    padded_logits[inside], padded_prev[inside] = logits, prev
+    mask = torch.ones(padded_logits.shape, dtype=torch.bool)
+    mask[inside] = False
+    out = layer(padded_logits, padded_prev, mask)[inside]
+    torch.testing.assert_close(out, layer(logits, prev), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("window", ["causal", "cross"])
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_steps_equal_the_whole_map(window, kernel_size, learnable, chunk):
+    layer = AttentionEvolution(HEADS, 0.4, 0.6, kernel_size, window, learnable).double()
+    logits, prev = maps(queries=9, keys=9)
+    future = torch.ones(9, 9, dtype=torch.bool).triu(1) if window == "causal" else None
+    whole = layer(logits, prev, future)
+    rows, steps = None, []
+    for start in range(0, 9, chunk):
+        end = min(start + chunk, 9)
+        keys = end if window == "causal" else 9  # a decoder's own keys come one by one
+        cells = (..., slice(start, end), slice(0, keys))
+        mask = None if future is None else future[cells]
+        step, rows = layer.step(logits[cells], prev[cells], mask, rows)
+        steps.append(torch.nn.functional.pad(step, (0, 9 - keys)))
+    together = torch.cat(steps, dim=2)
+    if future is not None:
+        together, whole = together.masked_fill(future, 0), whole.masked_fill(future, 0)
+    torch.testing.assert_close(together, whole, rtol=0, atol=1e-12)
+
+
+def test_causal_window_sees_no_future():
+    layer = AttentionEvolution(HEADS, 0.4, 0.6, 5, "causal").double()
+    logits, prev = (x.requires_grad_() for x in maps(8, 8))
+    future = torch.ones(8, 8, dtype=torch.bool).triu(1)
+    visible = layer(logits, prev, future).masked_fill(future, 0)
+    grads = torch.autograd.grad(visible[:, :, :4].sum(), [logits, prev])
+    for grad in grads:
+        assert grad[:, :, :4, :4].abs().sum() > 0
+        assert grad[:, :, 4:].abs().sum() == 0
+        assert grad[:, :, :, 4:].abs().sum() == 0
+
+
+def test_learned_mixing_stays_in_the_unit_interval_and_comes_back():
+    layer = AttentionEvolution(HEADS, 0.0, 1.0, learnable=True).double()
+    logits, _ = maps()
+    with torch.no_grad():
+        layer.alpha.fill_(-0.5)
+        layer.beta.fill_(1.5)
+    alpha, beta = layer.mixing_weights(logits)
+    assert (alpha, beta) == (0.0, 1.0)
+    alpha.backward(torch.ones(1, dtype=torch.float64))  # down: further out
+    beta.backward(torch.ones(1, dtype=torch.float64))  # down: back in
+    assert layer.alpha.grad == 0
+    assert layer.beta.grad == 1
+
+
+def test_learned_mixing_leaves_zero_by_gradient_descent():
+    """From the plain model (alpha = beta = 0) on, learning finds alpha and beta of a teacher."""
+    torch.manual_seed(0)
+    teacher = AttentionEvolution(HEADS, 0.6, 0.3)
+    student = AttentionEvolution(HEADS, 0.0, 0.0, learnable=True)
+    student.load_state_dict(teacher.state_dict(), strict=False)  # the convolution
+    optimizer = torch.optim.Adam([student.alpha, student.beta], lr=0.02)
+    logits, prev = (x.float() for x in maps())
+    for _ in range(300):
+        loss = (student(logits, prev) - teacher(logits, prev)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert student.alpha.item() == pytest.approx(0.6, abs=0.02)
+    assert student.beta.item() == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("learnable", [False, True])
+def test_half_precision(dtype, learnable):
+    layer = AttentionEvolution(HEADS, 0.25, 0.375, learnable=learnable).double()
+    logits, prev = (x.to(dtype) for x in maps())
+    exact = layer(logits.double(), prev.double())
+    out = layer.to(dtype)(logits, prev)
+    assert out.dtype == dtype
+    error = (out.double() - exact).abs().max()
+    assert error < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("learnable", [False, True])
+def test_scripted_and_compiled(window, learnable):
+    layer = AttentionEvolution(HEADS, 0.3, 0.4, window=window, learnable=learnable).double()
+    logits, prev = maps()
+    expected = layer(logits, prev, random_mask())
+    scripted = torch.jit.script(layer)
+    torch.testing.assert_close(scripted(logits, prev, random_mask()), expected)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, prev, random_mask()), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": -0.1}, r"alpha must lie in \[0, 1\], got -0.1"),
+        ({"alpha": float("nan")}, "alpha must lie"),
+        ({"beta": 1.5}, r"beta must lie in \[0, 1\], got 1.5"),
+        ({"kernel_size": 2}, "kernel_size must be odd and positive .*, got 2"),
+        ({"kernel_size": 0}, "kernel_size must be odd"),
+        ({"kernel_size": -3}, "kernel_size must be odd"),
+        (
+            {"window": "centred"},
+            "window must be one of bidirectional, causal, cross, got 'centred'",
+        ),
+        ({"num_heads": 0}, "num_heads must be 1 or more, got 0"),
+        ({"num_heads": -4}, "num_heads must be 1 or more, got -4"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionEvolution(**{"num_heads": HEADS, "alpha": 0.1, "beta": 0.1, **options})
+
+
+def test_bad_maps():
+    layer = AttentionEvolution(HEADS, 0.1, 0.1).double()
+    logits, prev = maps()
+    with pytest.raises(ValueError, match="prev_attn_logits has shape .* attn_logits"):
+        layer(logits, prev[..., :-1])
+    with pytest.raises(ValueError, match="prev_attn_logits has shape"):
+        layer(logits, prev[:, :2])
+    with pytest.raises(ValueError, match="attn_logits has 2 heads, .* num_heads=4"):
+        layer(logits[:, :2], prev[:, :2])
+    with pytest.raises(ValueError, match=r"prev_attn_logits has dtype torch.float32"):
+        layer(logits, prev.float())
+    with pytest.raises(ValueError, match="attn_logits must be"):
+        layer(logits[0], prev[0])
+    with pytest.raises(ValueError, match="mask must be of dtype torch.bool"):
+        layer(logits, prev, random_mask().float())
+    with pytest.raises(ValueError, match="window must be one of"):
+        evolve(logits, prev, None, None, 0.1, 0.0, window="round")

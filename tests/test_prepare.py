@@ -1,0 +1,596 @@
+"""examples/translation/prepare.py, on small files in the official formats."""
+
+import gzip
+import importlib.util
+import io
+import os
+import random
+import shlex
+import subprocess
+import sys
+import tarfile
+from argparse import Namespace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from fairseq.data import Dictionary, data_utils, encoders
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "translation" / "prepare.py"
+STAGES = ["raw", "tok", "split", "code", "bpe", "data-bin"]
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("prepare", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["prepare"] = module  # dataclasses and the worker processes look it up there
+    spec.loader.exec_module(module)
+    return module
+
+
+prepare = load_script()
+
+# ------------------------------------------------------------------------ data and helpers
+
+
+def corpus(count, seed=0):
+    """Pairs of 4 to 6 words a side; none is dropped by cleaning, and each is unlike the others."""
+    rng = random.Random(seed)
+
+    def side(words, number):
+        chosen = rng.choices(words, k=rng.randint(3, 4))
+        return f"{' '.join(chosen).capitalize()} {seed}{number:03}."
+
+    german = ["der", "hund", "katze", "läuft", "über", "straße", "grün", "groß"]
+    english = ["the", "dog", "cat", "runs", "over", "street", "green", "big"]
+    return [(side(german, number), side(english, number)) for number in range(count)]
+
+
+def write_lines(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = "".join(f"{line}\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def write_pairs(prefix, pairs, ending=""):
+    for lang, lines in zip(("de", "en"), zip(*pairs, strict=True), strict=True):
+        write_lines(prefix.with_name(f"{prefix.name}.{lang}{ending}"), lines)
+
+
+def lines_of(path):
+    """Lines as fairseq, with Python's universal newlines, sees them."""
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def pairs_of(folder, name):
+    return list(zip(*(lines_of(folder / f"{name}.{lang}") for lang in ("de", "en")), strict=True))
+
+
+def run(*options):
+    prepare.main([str(option) for option in options])
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with train (60 pairs), valid (8) and test (5)."""
+    for name, count in (("train", 60), ("valid", 8), ("test", 5)):
+        write_pairs(tmp_path / name, corpus(count, seed=len(name)))
+    return tmp_path
+
+
+def text_options(folder, *more):
+    options = ["text", "--source-lang", "de", "--target-lang", "en", "--train", folder / "train"]
+    return [*options, "--out", folder / "out", "--workers", 1, "--bpe-merges", 40, *more]
+
+
+def run_text(folder, *more):
+    """Everything but fairseq-preprocess, on the files of `data`."""
+    sets = ["--valid", folder / "valid", "--test", folder / "test"]
+    run(*text_options(folder, *sets, "--no-binarize", *more))
+    return folder / "out"
+
+
+def error_of(capsys, call, *args):
+    """The one-line message that the call ends the program with."""
+    with pytest.raises(SystemExit) as exit_info:
+        call(*args)
+    code = exit_info.value.code
+    message = code if isinstance(code, str) else capsys.readouterr().err.split("\n")[-2]
+    assert code != 0 and message.startswith("prepare.py") and "\n" not in message
+    return message
+
+
+# ------------------------------------------------------------------ IWSLT'14, through fairseq
+
+XML = """<?xml version="1.0" encoding="UTF-8"?>
+<mteval>
+<doc docid="1"><url>http://www.ted.com</url><title>A title that is no segment</title>
+{segments}
+</doc>
+</mteval>"""
+
+
+def segments(sentences):
+    lines = [f'<seg id="{i}"> {sentence} </seg>' for i, sentence in enumerate(sentences, 1)]
+    return XML.format(segments="\n".join(lines))
+
+
+def iwslt14_archive(path):
+    """A de-en.tgz as published; the pairs in it by name."""
+    sets = {name: corpus(3, seed) for seed, name in enumerate(prepare.IWSLT14_TESTS, 10)}
+    sets["TED.dev2010"][0] = ("Das war\u2019s &amp; mehr.", "That\u2019s &amp; so much.")
+    train = corpus(69)
+    with tarfile.open(path, "w:gz") as archive:
+        for side, lang in enumerate(("de", "en")):
+            lines = [pair[side] for pair in train]
+            lines[0] = f"<title>{lines[0]}</title>"
+            lines[1] = f"<description>{lines[1]}</description>"
+            tags = ["<url>http://x</url>", "<keywords>a, b</keywords>", "<talkid>1</talkid>"]
+            files = {f"de-en/train.tags.de-en.{lang}": "\n".join(tags + lines)}
+            for name, pairs in sets.items():
+                sentences = [pair[side] for pair in pairs]
+                files[f"de-en/IWSLT14.{name}.de-en.{lang}.xml"] = segments(sentences)
+            for name, text in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(text.encode())
+                archive.addfile(member, io.BytesIO(text.encode()))
+    return train, [pair for pairs in sets.values() for pair in pairs]
+
+
+@pytest.fixture(scope="module")
+def iwslt14(tmp_path_factory):
+    """One run of the script itself, as a user runs it, with two workers and fairseq-preprocess."""
+    folder = tmp_path_factory.mktemp("iwslt14, with a comma")
+    train, tests = iwslt14_archive(folder / "de-en.tgz")
+    command = [sys.executable, SCRIPT, "iwslt14", "--raw", folder / "de-en.tgz"]
+    command += ["--out", folder / "out", "--workers", "2", "--bpe-merges", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return folder / "out", train, tests, done
+
+
+def test_iwslt14_reads_the_archive_as_fairseq_does(iwslt14):
+    out, train, tests, _ = iwslt14
+    assert pairs_of(out / "raw", "train") == train
+    assert pairs_of(out / "raw", "test") == tests
+
+
+def test_iwslt14_tokenises_lower_cases_and_splits(iwslt14):
+    out, train, _, _ = iwslt14
+    # the recipe straightens the test text's apostrophes and leaves its &amp; as it is
+    assert lines_of(out / "tok" / "test.de")[0] == "das war &apos; s &amp; amp ; mehr ."
+    assert lines_of(out / "tok" / "test.en")[0] == "that &apos;s &amp; amp ; so much ."
+    tokens = pairs_of(out / "tok", "train")
+    assert tokens == [tuple(side.lower().replace(".", " .") for side in pair) for pair in train]
+    assert pairs_of(out / "split", "valid") == tokens[22::23]
+    assert len(pairs_of(out / "split", "train")) == 66
+
+
+def test_fairseq_reads_back_the_same_pairs_with_one_dictionary(iwslt14):
+    out = iwslt14[0]
+    data_bin = out / "data-bin"
+    assert (data_bin / "dict.de.txt").read_bytes() == (data_bin / "dict.en.txt").read_bytes()
+    dictionary = Dictionary.load(str(data_bin / "dict.de.txt"))
+    for name in ("train", "valid", "test"):
+        for lang in ("de", "en"):
+            path = data_bin / f"{name}.de-en.{lang}"
+            dataset = data_utils.load_indexed_dataset(str(path), dictionary)
+            lines = lines_of(out / "bpe" / f"{name}.{lang}")
+            known = [" ".join(w if w in dictionary else "<unk>" for w in x.split()) for x in lines]
+            assert [dictionary.string(sentence) for sentence in dataset] == known
+
+
+def test_fairseqs_own_encoders_make_the_same_text(iwslt14):
+    """What fairseq-interactive does to a sentence is what the training text went through."""
+    out = iwslt14[0]
+    options = {"source_lang": "de", "moses_no_dash_splits": True, "bpe_codes": str(out / "code")}
+    args = Namespace(tokenizer="moses", bpe="subword_nmt", **options)
+    tokenizer, bpe = encoders.build_tokenizer(args), encoders.build_bpe(args)
+    raw = lines_of(out / "raw" / "test.de")[1:]  # the first one's apostrophe is straightened
+    encoded = [bpe.encode(tokenizer.encode(line).lower()) for line in raw]
+    assert encoded == lines_of(out / "bpe" / "test.de")[1:]
+    assert any("@@" in line for line in encoded)
+
+
+def test_the_report_names_stages_test_sets_and_the_training_command(iwslt14):
+    out, _, _, done = iwslt14
+    assert [line.split()[0] for line in done.stdout.split("\n")[:6]] == STAGES
+    assert "split    train 66, valid 3\n" in done.stdout
+    command = shlex.split(done.stdout.split("Train with:")[1])
+    assert command[:2] == ["fairseq-train", str(out / "data-bin")]
+    options = dict(pairwise(command))
+    assert options["--user-dir"] == "ea_fairseq"
+    assert options["--arch"] == "ea_transformer_iwslt_de_en"
+    assert "--share-all-embeddings" in command
+    assert "Traceback" not in done.stderr
+
+
+def test_separate_dictionaries_redo_only_the_last_stage(iwslt14, capsys):
+    out = iwslt14[0]
+    options = ["--workers", 2, "--bpe-merges", 60, "--no-joined-dictionary"]
+    run("iwslt14", "--raw", out.parent / "de-en.tgz", "--out", out, *options)
+    assert redone(capsys.readouterr().out) == ["data-bin"]
+    dictionaries = [Dictionary.load(str(out / "data-bin" / f"dict.{x}.txt")) for x in ("de", "en")]
+    assert dictionaries[0].symbols != dictionaries[1].symbols
+
+
+# ------------------------------------------------------------------------ WMT'14 and Multi30k
+
+QUOTED = ("„Ja\u00ad“ \u2013 sagt Karl-Heinz", "“Yes\x07” \u2013 says Karl-Heinz")
+LOPSIDED = ("kurz", "a far too long translation of it")
+
+
+@pytest.fixture
+def wmt14(tmp_path):
+    """The extracted corpora; newstest2014 in .sgm files, each language as source and reference."""
+    corpora = {"europarl-v7": 1, "commoncrawl": 2, "news-commentary-v12": 3}
+    pairs = {name: corpus(30, seed) for name, seed in corpora.items()}
+    pairs["commoncrawl"][:2] = [QUOTED, LOPSIDED]
+    for name, part in pairs.items():
+        write_pairs(tmp_path / "orig" / "training" / f"{name}.de-en", part)
+    write_pairs(tmp_path / "orig" / "dev" / "newstest2013", corpus(4, 5))
+    for number, role in enumerate(("src", "ref")):
+        tests = [
+            ("„Nein“, sagt\u2019s Karl-Heinz &amp; Co", f"“No{number}”, it\u2019s said"),
+            *corpus(3, 4),
+        ]
+        for lang, sentences in zip(("de", "en"), zip(*tests, strict=True), strict=True):
+            name = f"newstest2014-deen-{role}.{lang}.sgm"
+            write_lines(tmp_path / "orig" / "test-full" / name, [segments(sentences)])
+    return tmp_path
+
+
+def run_wmt14(folder, *more):
+    options = ["--raw", folder / "orig", "--out", folder / "out", "--workers", 1]
+    run("wmt14", *options, "--no-binarize", "--bpe-merges", 30, "--max-length", 60, *more)
+    return folder / "out"
+
+
+def test_wmt14_normalises_the_training_text_only(wmt14):
+    out = run_wmt14(wmt14, "--valid-every", 10)
+    assert len(lines_of(out / "raw" / "train.de")) == 90
+    tokens = pairs_of(out / "tok", "train")
+    assert tokens[30][0] == "&quot; Ja &quot; - sagt Karl @-@ Heinz"
+    assert tokens[30][1] == "&quot; Yes &quot; - says Karl @-@ Heinz"
+    assert lines_of(out / "tok" / "test.de")[0].startswith(
+        "„ Nein “ , sagt &apos; s Karl @-@ Heinz"
+    )
+
+
+def test_wmt14_splits_first_and_cleans_after_bpe(wmt14, capsys):
+    out = run_wmt14(wmt14, "--valid-every", 32, "--ratio", 3)  # LOPSIDED is line 32
+    tokens = pairs_of(out / "tok", "train")
+    assert pairs_of(out / "split", "valid") == [tokens[31], tokens[63]]
+    assert tokens[31] == LOPSIDED
+    assert len(pairs_of(out / "split", "train")) == len(pairs_of(out / "bpe", "train")) == 88
+    assert len(pairs_of(out / "bpe", "valid")) == 1
+    assert "train 88, valid 1, test 4, dropped (length ratio above 3) 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("source", "target", "number"), [("en", "de", 0), ("de", "en", 1)])
+def test_wmt14_takes_the_test_file_of_the_direction(wmt14, source, target, number):
+    out = run_wmt14(wmt14, "--source-lang", source, "--target-lang", target, "--valid-every", 10)
+    assert lines_of(out / "raw" / "test.en")[0] == f"“No{number}”, it\u2019s said"
+
+
+def test_wmt14_with_newstest2013_and_other_news_commentary(wmt14):
+    for path in (wmt14 / "orig" / "training").glob("news-commentary-v12*"):
+        path.rename(path.with_name(path.name.replace("v12", "v9")))
+    out = run_wmt14(wmt14, "--news-commentary", "v9", "--valid", "newstest2013")
+    assert pairs_of(out / "raw", "valid") == corpus(4, 5)
+    assert len(pairs_of(out / "split", "train")) == 90
+
+
+@pytest.fixture
+def multi30k(tmp_path):
+    for name, count in (("train", 40), ("val", 6), ("test_2017_x", 3), ("test_2016_x", 2)):
+        write_pairs(tmp_path / name, corpus(count, seed=count), ending=".gz")
+    write_lines(tmp_path / "test_2018_x.de", ["nur deutsch"])  # as that set was published
+    return tmp_path
+
+
+def run_multi30k(folder, *more):
+    options = ["--raw", folder, "--out", folder / "out", "--workers", 1, "--bpe-merges", 20]
+    run("multi30k", *options, "--no-binarize", *more)
+    return folder / "out"
+
+
+def test_multi30k_numbers_the_test_sets(multi30k, capsys):
+    out = run_multi30k(multi30k)
+    assert pairs_of(out / "raw", "test") == corpus(2, 2)
+    assert pairs_of(out / "raw", "test1") == corpus(3, 3)
+    assert pairs_of(out / "raw", "valid") == corpus(6, 6)
+    assert len(pairs_of(out / "split", "train")) == 40 and not (out / "split" / "valid.de").exists()
+    assert lines_of(out / "tok" / "train.en")[0].islower()
+    assert f"--gen-subset test1: {multi30k}/test_2017_x.de.gz" in capsys.readouterr().out
+    run_multi30k(multi30k, "--tests", "test_2017_x")  # --out lies in --raw and is not searched
+    assert pairs_of(out / "raw", "test") == corpus(3, 3)
+    assert not (out / "raw" / "test1.de").exists()
+
+
+# ------------------------------------------------------------------------ lines stay aligned
+
+
+def test_only_newlines_end_a_line(tmp_path):
+    """The characters that str.splitlines or a text-mode open() break at are inside sentences."""
+    breaks = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e", "\r"]
+    pairs = corpus(60)
+    broken = [
+        (f"{de[:5]}{char}{de[5:]}", en) for (de, en), char in zip(pairs, breaks, strict=False)
+    ]
+    write_pairs(tmp_path / "train", broken + pairs[len(breaks) :])
+    for options in ([], ["--no-tokenize"]):
+        run(*text_options(tmp_path, "--no-binarize", *options))
+        for stage in ("raw", "tok"):
+            read = pairs_of(tmp_path / "out" / stage, "train")
+            assert [en.replace(" .", ".") for _, en in read] == [en for _, en in pairs]
+            assert [line for line, _ in read if line.splitlines() != [line]] == []
+        assert lines_of(tmp_path / "out" / "raw" / "train.de")[0] == " ".join(broken[0][0].split())
+
+
+def test_byte_order_mark_and_carriage_returns_go(data):
+    plain = (data / "test.de").read_bytes()
+    (data / "test.de").write_bytes(b"\xef\xbb\xbf" + plain.replace(b"\n", b"\r\n").rstrip())
+    assert (run_text(data) / "raw" / "test.de").read_bytes() == plain
+
+
+def test_workers_change_nothing(data, monkeypatch):
+    monkeypatch.setattr(prepare, "BLOCK_PAIRS", 7)
+    alone = {path: path.read_bytes() for path in run_text(data).rglob("*.??")}
+    together = run_text(data, "--workers", 2, "--out", data / "together")
+    assert len(alone) == 20
+    for path, content in alone.items():
+        assert (together / path.relative_to(data / "out")).read_bytes() == content
+
+
+# --------------------------------------------------------------------------------- cleaning
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        (("a b", "c d"), None),
+        (("", "c d"), "empty"),
+        (("a b", ""), "empty"),
+        (("a", "c"), "shorter than 2"),
+        (("a b c", "d e"), None),  # exactly 1.5
+        (("a b c d", "e f"), "length ratio above 1.5"),
+        (("a b c d e f", "a b c d e"), "longer than 5"),
+        (("a b c d e", "a b c d e"), None),
+        (("a b", f"c {'d' * 1000}"), None),
+        (("a b", f"c {'d' * 1001}"), "word above 1000 characters"),
+    ],
+)
+def test_cleaning_keeps_what_moses_keeps(pair, reason):
+    limits = prepare.Limits(min_length=2, max_length=5, ratio=1.5)
+    assert limits.reason_to_drop(pair) == reason
+    assert limits.reason_to_drop(pair[::-1]) == reason
+
+
+def test_only_training_pairs_are_cleaned(data, capsys):
+    unfit = [("", "nothing"), ("eins", "a b c d e f"), ("x " * 200, "y " * 200)]
+    for name in ("train", "valid", "test"):
+        write_pairs(data / name, unfit + corpus(40, len(name)))
+    out = run_text(data)
+    assert pairs_of(out / "raw", "test")[:2] == unfit[:2]
+    for stage in ("raw", "tok", "bpe"):
+        assert [len(pairs_of(out / stage, name)) for name in ("valid", "test")] == [43, 43]
+    assert len(pairs_of(out / "bpe", "train")) == 40
+    report = "train 40, dropped (empty) 1, dropped (length ratio above 1.5) 1, dropped (longer"
+    assert report in capsys.readouterr().out
+
+
+def test_cleaning_comes_before_the_split(data):
+    pairs = corpus(60)
+    pairs.insert(4, ("eins", "a b c d e f"))
+    write_pairs(data / "train", pairs)
+    run(*text_options(data, "--no-binarize", "--valid-every", 10, "--no-tokenize"))
+    assert pairs_of(data / "out" / "split", "valid") == corpus(60)[9::10]
+
+
+def test_case_and_tokens_are_kept_where_asked_for(data):
+    assert lines_of(run_text(data) / "tok" / "test.de")[0][0].isupper()
+    assert lines_of(run_text(data, "--lowercase") / "tok" / "test.de")[0].islower()
+    raw = lines_of(data / "out" / "raw" / "test.de")
+    assert lines_of(run_text(data, "--no-tokenize") / "tok" / "test.de") == raw
+
+
+# ----------------------------------------------------------------------- reruns, interruptions
+
+
+def redone(output):
+    """The stages that a run's output says it did."""
+    lines = [line for line in output.split("\n") if line.split(" ")[0] in STAGES]
+    return [line.split()[0] for line in lines if "skipped" not in line]
+
+
+def touch_train(folder):
+    os.utime(folder / "train.de", ns=(0, 0))
+
+
+def cut_tokens(folder):
+    path = folder / "out" / "tok" / "train.en"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def remove_code(folder):
+    (folder / "out" / "code").unlink()
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "expected"),
+    [
+        ([], None, []),
+        (["--workers", 2], None, []),
+        (["--bpe-merges", 20], None, ["code", "bpe"]),
+        (["--max-length", 99], None, ["split", "code", "bpe"]),
+        (["--lowercase"], None, ["tok", "split", "code", "bpe"]),
+        ([], touch_train, ["raw", "tok", "split", "code", "bpe"]),
+        ([], cut_tokens, ["tok"]),
+        ([], remove_code, ["code"]),
+    ],
+)
+def test_a_rerun_does_what_has_changed(data, capsys, options, change, expected):
+    out = run_text(data)
+    before = {stage: (out / stage).stat().st_ctime_ns for stage in STAGES[:-1]}
+    kept = {path: path.read_bytes() for path in out.rglob("*.??")}
+    assert redone(capsys.readouterr().out) == STAGES[:-1]
+    if change:
+        change(data)
+    run_text(data, *options)
+    assert redone(capsys.readouterr().out) == expected
+    after = {stage: (out / stage).stat().st_ctime_ns for stage in STAGES[:-1]}
+    assert [stage for stage in STAGES[:-1] if before[stage] != after[stage]] == expected
+    if not options:
+        assert {path: path.read_bytes() for path in out.rglob("*.??")} == kept
+
+
+@pytest.mark.parametrize("stage", STAGES[:-1])
+def test_an_interrupted_stage_is_done_again(data, capsys, monkeypatch, stage):
+    """Interrupted half-way through its last file; nothing half-done passes for whole."""
+    reference = run_text(data, "--out", data / "reference", "--lowercase")
+    out = run_text(data)  # an earlier result, with other options, is in the way too
+
+    method = f"build_{stage}"
+    build = getattr(prepare.Preparation, method)
+
+    def interrupted(self, part):
+        build(self, part)
+        last = max(part.rglob("*.??")) if part.is_dir() else part
+        last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+        raise KeyboardInterrupt
+
+    if stage == "raw":
+        touch_train(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare.Preparation, method, interrupted)
+        assert "interrupted" in error_of(capsys, run_text, data, "--lowercase")
+    capsys.readouterr()
+    run_text(data, "--lowercase")
+    assert redone(capsys.readouterr().out) == STAGES[STAGES.index(stage) : -1]
+    files = {path.relative_to(reference) for path in reference.rglob("*.??")}
+    assert files == {path.relative_to(out) for path in out.rglob("*.??")}
+    for path in [*files, "code"]:
+        assert (out / path).read_bytes() == (reference / path).read_bytes()
+
+
+# ----------------------------------------------------------------------------------- errors
+
+
+def replace_bytes(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "test.en").unlink(), "test.en: no such file (nor test.en.gz)"),
+        (replace_bytes("valid.de", b""), "valid.de: no sentence in it; one a line is right"),
+        (
+            replace_bytes("test.en", b"one\ntwo\n"),
+            "test.de has 5 lines but {folder}/test.en has 2 lines; line n of one must translate",
+        ),
+        (
+            replace_bytes("test.de", "gut\nschön\n".encode("latin-1")),
+            "test.de: line 2: byte 4 (0xf6) is not UTF-8; convert the file (iconv -f ISO-8859-1",
+        ),
+        (
+            replace_bytes("train.de", "gut\n".encode("utf-16")),
+            "train.de: line 1: a binary file, not UTF-8 text",
+        ),
+        (
+            replace_bytes("train.de", gzip.compress(b"gut\n")),
+            "train.de: gzip data; rename it to train.de.gz or gunzip it",
+        ),
+    ],
+)
+def test_unfit_files(data, capsys, spoil, message):
+    spoil(data)
+    assert message.format(folder=data) in error_of(capsys, run_text, data)
+
+
+def test_unfit_gzip_files(multi30k, capsys):
+    whole = (multi30k / "train.de.gz").read_bytes()
+    (multi30k / "train.de.gz").write_bytes(whole[:-30])
+    assert "train.de.gz: damaged or incomplete" in error_of(capsys, run_multi30k, multi30k)
+    (multi30k / "train.de.gz").write_bytes(b"plain\n")
+    message = "train.de.gz: not gzip data; rename it without .gz if it is plain text"
+    assert message in error_of(capsys, run_multi30k, multi30k)
+
+
+def test_unfit_raw_folders(tmp_path, multi30k, capsys):
+    write_lines(multi30k / "copy" / "val.de", ["noch einmal"])
+    message = error_of(capsys, run_multi30k, multi30k)
+    assert "more than one val.de" in message and "copy/val.de" in message
+    for path in multi30k.rglob("val.*"):
+        path.unlink()
+    assert "no val.de or valid.de in it" in error_of(capsys, run_multi30k, multi30k)
+    for path in multi30k.glob("test*.en.gz"):
+        path.unlink()
+    assert "no test set in it (test*.de with" in error_of(capsys, run_multi30k, multi30k)
+    for name, message in (("none", "no such file or folder"), ("a.zip", "neither a folder nor a")):
+        write_lines(tmp_path / "a.zip", ["PK"])
+        options = ["multi30k", "--raw", tmp_path / name, "--out", tmp_path / "out"]
+        assert message in error_of(capsys, run, *options)
+
+
+def test_unfit_archives(tmp_path, capsys):
+    archive = tmp_path / "de-en.tgz"
+    iwslt14_archive(archive)
+    options = ["iwslt14", "--raw", archive, "--out", tmp_path / "out", "--no-binarize"]
+    archive.write_bytes(archive.read_bytes()[:1500])
+    assert "de-en.tgz: damaged or no tar archive" in error_of(capsys, run, *options)
+    write_lines(tmp_path / "a", ["a"])
+    with tarfile.open(archive, "w:gz") as empty:
+        empty.add(tmp_path / "a", "de-en/a")
+    assert "de-en.tgz: no train.tags.de-en.de in it" in error_of(capsys, run, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target-lang", "de"], "source and target language are both de"),
+        (["--target-lang", "e-n"], "'e-n' is not letters, digits and _"),
+        (["--bpe-merges", "0"], "'0' is not a whole number of at least 1"),
+        (["--ratio", "0.5"], "--ratio 0.5: longer side / shorter side is never below 1"),
+        (["--ratio", "nan"], "--ratio nan"),
+        (["--min-length", "9", "--max-length", "8"], "--min-length 9 is above --max-length 8"),
+        (["--valid-every", "1"], "--valid-every 1 leaves nothing to train on"),
+    ],
+)
+def test_unfit_options(data, capsys, options, message):
+    assert message in error_of(capsys, run_text, data, *options)
+    assert not (data / "out").exists()
+
+
+def test_too_little_left(data, capsys):
+    message = error_of(capsys, run_text, data, "--max-length", 2)
+    assert "cleaning left no training pair: dropped (longer than 2) 60; loosen" in message
+    message = error_of(capsys, run, *text_options(data, "--valid-every", 61, "--no-binarize"))
+    assert "cleaning left 60 pairs, too few to make every 61-th one the validation set" in message
+    for pair in ([("a b", "c d")], [("ab c", "de f")]):
+        write_pairs(data / "train", pair)
+        message = error_of(capsys, run_text, data)
+        assert "1 training pairs are too few to learn BPE from" in message
+
+
+def _make_deadly():
+    return lambda pair: os._exit(1)
+
+
+def test_a_killed_worker_is_reported():
+    with pytest.raises(prepare.DataError, match="a worker process was killed"):
+        list(prepare.transformed(corpus(3), _make_deadly, workers=2))
+
+
+def test_fairseqs_failure_is_reported(data, monkeypatch):
+    failed = subprocess.CompletedProcess([], 3, stdout="first\nOut of disk\n")
+    monkeypatch.setattr(prepare.subprocess, "run", lambda *args, **kwargs: failed)
+    with pytest.raises(SystemExit, match=r"fairseq-preprocess failed \(exit status 3\)") as error:
+        run(*text_options(data, "--valid", data / "valid"))
+    assert "Out of disk" in str(error.value)
+    assert not (data / "out" / "data-bin").exists()
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as error:
+        run(*text_options(data, "--valid", data / "valid"))
+    assert error.value.code == 2
