@@ -205,6 +205,29 @@ def test_the_report_names_stages_test_sets_and_the_training_command(iwslt14):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["iwslt14", "wmt14", "multi30k"])
+def test_the_readme_has_the_printed_training_command(name):
+    options = [name, "--raw", "orig", "--out", f"data/{name}"]
+    command = prepare.train_command(prepare.build_parser().parse_args(options))
+    assert command in SCRIPT.with_name("README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--source-lang", "en", "--target-lang", "de"], """-args '{"target_lang": "de"}'"""),
+        (["--no-tokenize"], "--eval-bleu-detok space"),
+        (["--no-joined-dictionary"], "--share-decoder-input-output-embed"),
+        (["--out", "my data"], "fairseq-train 'my data/data-bin'"),
+    ],
+)
+def test_the_printed_training_command_follows_the_options(options, part):
+    defaults = ["multi30k", "--raw", "orig", "--out", "data"]
+    plain = prepare.train_command(prepare.build_parser().parse_args(defaults))
+    changed = prepare.train_command(prepare.build_parser().parse_args(defaults + options))
+    assert part in changed and part not in plain
+
+
 def test_separate_dictionaries_redo_only_the_last_stage(iwslt14, capsys):
     out = iwslt14[0]
     options = ["--workers", 2, "--bpe-merges", 60, "--no-joined-dictionary"]
@@ -561,6 +584,11 @@ def test_unfit_archives(tmp_path, capsys):
 def test_unfit_options(data, capsys, options, message):
     assert message in error_of(capsys, run_text, data, *options)
     assert not (data / "out").exists()
+
+
+def test_the_output_folder_is_no_file(data, capsys):
+    message = error_of(capsys, run_text, data, "--out", data / "train.de")
+    assert "train.de is a file; give a folder" in message
 
 
 def test_too_little_left(data, capsys):

@@ -118,18 +118,14 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         mask = hidden
         if query_padding_mask is not None:
             padded = query_padding_mask.unsqueeze(1).unsqueeze(3)
-            if hidden is None:
-                mask = padded
-            else:
-                mask = hidden | padded
-                # A padded query may see everything: a row without a key would be NaN.
-                hidden = hidden & ~padded
-
+            mask = padded if hidden is None else hidden | padded
         attn_logits = self.evolve(attn_logits, prev_attn_logits, mask, incremental_state)
 
         scores = attn_logits
         if hidden is not None:
-            scores = attn_logits.masked_fill(hidden, float("-inf"))
+            # fp16's lowest number: after the softmax 0 as with -inf, but a padded query that has
+            # no key to see gets no NaN.
+            scores = attn_logits.masked_fill(hidden, -65504.0)
         attn_probs = utils.softmax(scores, dim=-1, onnx_trace=self.onnx_trace)
         dropped = self.dropout_module(attn_probs.type_as(attn_logits))
         if v.size(0) == bsz:
@@ -225,19 +221,22 @@ class EvolvingMultiheadAttention(MultiheadAttention):
                 saved["rows"] = rows.index_select(0, new_order)
         return self.reorder_plain_state(incremental_state, new_order)
 
-    def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
-        """Makes the weights of a plain, or otherwise evolving, attention fit this one.
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+        """Takes the weights of a plain, or otherwise evolving, attention over.
 
-        What the checkpoint has not is left fresh; what a layer has no use for any more (the
-        first one after pruning) is dropped. All else must match.
+        What the checkpoint has not stays fresh; what this attention has no use for (the first
+        of a stack after pruning, or one that no longer evolves) is dropped. All else must match.
         """
-        super().upgrade_state_dict_named(state_dict, name)
-        prefix = f"{name}.evolution."
-        own = {} if self.evolution is None else self.evolution.state_dict(prefix=prefix)
+        prefix_of_evolution = f"{prefix}evolution."
+        own = {}
+        if self.evolution is not None:
+            own = self.evolution.state_dict(prefix=prefix_of_evolution)
         for key, fresh in own.items():
             state_dict.setdefault(key, fresh)
-        for key in [key for key in state_dict if key.startswith(prefix) and key not in own]:
-            del state_dict[key]
+        for key in list(state_dict):
+            if key.startswith(prefix_of_evolution) and key not in own:
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _adaptive_prune_heads(self, reserve_head_index) -> None:
         raise NotImplementedError(

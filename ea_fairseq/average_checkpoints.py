@@ -1,0 +1,144 @@
+"""Averages the weights of checkpoints: ``python -m ea_fairseq.average_checkpoints --help``.
+
+The flags of fairseq's ``scripts/average_checkpoints.py``, which its package does not carry and
+which cannot load fairseq's checkpoints on torch >= 2.6.
+"""
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import torch
+from torch import Tensor
+
+import ea_fairseq  # noqa: F401 (makes the checkpoints loadable)
+
+
+def load(path: Path) -> Dict:
+    """The checkpoint at `path`, on the CPU; whatever could run code in it is refused."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def average_checkpoints(paths: List[Path]) -> Dict:
+    """The first checkpoint with the mean of all the checkpoints' weights.
+
+    Sums are taken in float64, and weights keep the type of the first checkpoint's.
+
+    Raises:
+        ValueError: no path, or a checkpoint whose weights differ from the first's in name or
+            shape.
+    """
+    if not paths:
+        raise ValueError("no checkpoint to average")
+    result = load(paths[0])
+    shapes = {name: weight.shape for name, weight in result["model"].items()}
+    sums: Dict[str, Tensor] = {name: w.double() for name, w in result["model"].items()}
+    for path in paths[1:]:
+        weights = load(path)["model"]
+        if {name: weight.shape for name, weight in weights.items()} != shapes:
+            raise ValueError(f"{path} holds other weights than {paths[0]}: not the same model")
+        for name, weight in weights.items():
+            sums[name] = sums[name] + weight
+    for name, weight in result["model"].items():
+        result["model"][name] = (sums[name] / len(paths)).to(weight.dtype)
+    return result
+
+
+def last_checkpoints(
+    folder: Path, count: int, by_updates: bool, upper_bound: Optional[int]
+) -> List[Path]:
+    """The last `count` checkpoints of epochs, or of updates, that `folder` holds, newest first."""
+    pattern = r"checkpoint_\d+_(\d+)\.pt" if by_updates else r"checkpoint(\d+)\.pt"
+    found = {}
+    for path in folder.iterdir():
+        match = re.fullmatch(pattern, path.name)
+        if match and (upper_bound is None or int(match[1]) <= upper_bound):
+            found[int(match[1])] = path
+    if len(found) < count:
+        raise ValueError(f"{folder} holds {len(found)} such checkpoints, {count} are wanted")
+    return [found[number] for number in sorted(found, reverse=True)[:count]]
+
+
+def best_checkpoints(paths: List[Path], count: int) -> List[Path]:
+    """The `count` best of checkpoints named as by --keep-best-checkpoints, lowest metric first."""
+    return sorted(paths, key=lambda path: float(path.stem.split("_")[-1]))[:count]
+
+
+def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m ea_fairseq.average_checkpoints",
+        description="Average the weights of checkpoints into a new one.",
+    )
+    parser.add_argument(
+        "--inputs", required=True, nargs="+", type=Path, help="checkpoints, or their one folder"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="the checkpoint to write")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--num-epoch-checkpoints",
+        type=int,
+        metavar="N",
+        help="the last N checkpointEPOCH.pt of the folder",
+    )
+    which.add_argument(
+        "--num-update-checkpoints",
+        type=int,
+        metavar="N",
+        help="the last N checkpoint_EPOCH_UPDATE.pt of the folder",
+    )
+    which.add_argument(
+        "--num-best-checkpoints",
+        type=int,
+        metavar="N",
+        help="of the inputs checkpoint.best_METRIC_VALUE.pt the N with the lowest value",
+    )
+    parser.add_argument(
+        "--checkpoint-upper-bound",
+        type=int,
+        metavar="N",
+        help="leave later epochs, or updates, out",
+    )
+    args = parser.parse_args(argv)
+    counts = [args.num_epoch_checkpoints, args.num_update_checkpoints, args.num_best_checkpoints]
+    if any(count is not None and count < 1 for count in counts):
+        parser.error("the number of checkpoints must be 1 or more")
+    by_number = args.num_epoch_checkpoints or args.num_update_checkpoints
+    if args.checkpoint_upper_bound is not None and not by_number:
+        parser.error(
+            "--checkpoint-upper-bound needs --num-epoch-checkpoints or --num-update-checkpoints"
+        )
+    if by_number and not (len(args.inputs) == 1 and args.inputs[0].is_dir()):
+        parser.error("--inputs must be one folder of checkpoints for a number of checkpoints")
+    missing = [str(path) for path in args.inputs if not path.exists()]
+    if missing:
+        parser.error(f"no such file: {', '.join(missing)}")
+    return args
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Averages as the command line says; exits with a message if it cannot."""
+    args = parse_args(argv)
+    by_number = args.num_epoch_checkpoints or args.num_update_checkpoints
+    try:
+        paths = args.inputs
+        if by_number:
+            by_updates = args.num_update_checkpoints is not None
+            paths = last_checkpoints(
+                args.inputs[0], by_number, by_updates, args.checkpoint_upper_bound
+            )
+        elif args.num_best_checkpoints:
+            paths = best_checkpoints(args.inputs, args.num_best_checkpoints)
+        print("averaging", *paths, sep="\n  ")
+        averaged = average_checkpoints(paths)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    part = args.output.with_name(args.output.name + ".part")
+    torch.save(averaged, part)
+    os.replace(part, args.output)
+    print("written to", args.output)
+
+
+if __name__ == "__main__":
+    main()

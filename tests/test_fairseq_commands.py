@@ -1,0 +1,479 @@
+"""fairseq's whole road with ea_transformer: its commands, as a user types them, on tiny data."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+
+import ea_fairseq.average_checkpoints as averaging
+from ea_fairseq.models.ea_transformer import EATransformerModel
+
+REPO = Path(__file__).parent.parent
+USER_DIR = REPO / "ea_fairseq"
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+
+MODEL = [
+    *("--user-dir", USER_DIR, "--arch", "ea_transformer_tiny"),
+    *("--ea-alpha", 0.3, "--ea-beta", 0.4, "--share-all-embeddings"),
+    *("--encoder-layers", 3, "--decoder-layers", 3),
+]
+TRAINING = [
+    *("--optimizer", "adam", "--lr", "5e-3", "--lr-scheduler", "inverse_sqrt"),
+    *("--warmup-updates", 20, "--dropout", 0.0, "--criterion", "label_smoothed_cross_entropy"),
+    *("--label-smoothing", 0.1, "--batch-size", 16, "--cpu", "--log-format", "json"),
+    *("--num-workers", 0, "--log-interval", 1),
+]
+
+
+def fairseq(tool, *args):
+    """Runs fairseq-`tool` in this process; returns what it prints."""
+    for state in ("best",):  # what a process would forget when it ends
+        if hasattr(checkpoint_utils.save_checkpoint, state):
+            delattr(checkpoint_utils.save_checkpoint, state)
+    argv, sys.argv = sys.argv, [f"fairseq-{tool}", *map(str, args)]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            importlib.import_module(f"fairseq_cli.{tool}").cli_main()
+    finally:
+        sys.argv = argv
+    return printed.getvalue()
+
+
+def command(tool, *args):
+    """The command line that runs fairseq-`tool` in a process of its own."""
+    return [sys.executable, "-m", f"fairseq_cli.{tool}", *map(str, args)]
+
+
+def weights(checkpoint):
+    return averaging.load(checkpoint)["model"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A toy language pair: the translation is the sentence backwards, each word in capitals."""
+    folder = tmp_path_factory.mktemp("translation")
+    rng = random.Random(0)
+    for split, size in (("train", 320), ("valid", 16), ("test", 24)):
+        lines = [rng.choices("abcdefghijkl", k=rng.randint(2, 7)) for _ in range(size)]
+        (folder / f"{split}.de").write_text("".join(" ".join(x) + "\n" for x in lines))
+        backwards = [" ".join(x[::-1]).upper() + "\n" for x in lines]
+        (folder / f"{split}.en").write_text("".join(backwards))
+    fairseq(
+        "preprocess",
+        *("--source-lang", "de", "--target-lang", "en", "--joined-dictionary"),
+        *("--trainpref", folder / "train", "--validpref", folder / "valid"),
+        *("--testpref", folder / "test", "--destdir", folder / "bin"),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(data):
+    """The folder of a model trained for 15 epochs by fairseq-train, scored by BLEU as it went."""
+    folder = data / "trained"
+    fairseq(
+        "train",
+        *(data / "bin", *MODEL, *TRAINING, "--max-epoch", 15, "--save-dir", folder),
+        *("--eval-bleu", "--eval-bleu-args", '{"beam": 4, "max_len_b": 10}'),
+        *("--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"),
+        *("--keep-last-epochs", 2),
+    )
+    return folder
+
+
+def generate(data, *args, paths):
+    text = fairseq(
+        "generate",
+        *(data / "bin", "--user-dir", USER_DIR, "--path", os.pathsep.join(map(str, paths))),
+        *("--cpu", "--batch-size", 8, "--max-len-b", 10, *args),
+    )
+    found = re.findall(r"^H-(\d+)\t(\S+)\t(.*)$", text, flags=re.MULTILINE)
+    return text, [(int(index), hypothesis) for index, _, hypothesis in found]
+
+
+def accuracy(data, hypotheses):
+    references = (data / "test.en").read_text().splitlines()
+    return sum(references[i] == hypothesis for i, hypothesis in hypotheses) / len(references)
+
+
+def test_train_generate_and_score(data, trained):
+    text, hypotheses = generate(
+        data, "--beam", 5, "--scoring", "sacrebleu", paths=[trained / "checkpoint_best.pt"]
+    )
+    assert "BLEU" in text
+    assert accuracy(data, hypotheses) > 0.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--beam", 4, "--prefix-size", 2],
+        ["--beam", 4, "--nbest", 4],
+        ["--beam", 4, "--print-alignment", "hard"],
+        ["--beam", 4, "--print-alignment", "soft"],
+        ["--beam", 2, "--sampling", "--sampling-topk", 3, "--nbest", 2],
+        ["--beam", 1, "--score-reference"],
+        ["--beam", 4, "--no-repeat-ngram-size", 3, "--lenpen", 0.6],
+        ["--beam", 4, "--no-early-stop", "--unkpen", 2],
+        ["--beam", 2, "--retain-dropout"],
+    ],
+    ids=lambda options: " ".join(map(str, options[2:])),
+)
+def test_generation_options(data, trained, options):
+    _, hypotheses = generate(data, *options, paths=[trained / "checkpoint_last.pt"])
+    count = options[options.index("--nbest") + 1] if "--nbest" in options else 1
+    assert len(hypotheses) == 24 * count
+    if "--sampling" not in options:
+        assert accuracy(data, hypotheses) > 0.5
+
+
+def test_ensemble(data, trained):
+    paths = [trained / "checkpoint14.pt", trained / "checkpoint15.pt"]
+    _, hypotheses = generate(data, "--beam", 4, paths=paths)
+    assert accuracy(data, hypotheses) > 0.5
+
+
+def test_layers_pruned_when_generating(data, trained):
+    """LayerDrop's pruning: the layer that comes first then drops the weights of its evolution."""
+    overrides = "{'encoder_layers_to_keep': '1,2', 'decoder_layers_to_keep': '0,2'}"
+    _, hypotheses = generate(
+        data, "--model-overrides", overrides, paths=[trained / "checkpoint_last.pt"]
+    )
+    assert len(hypotheses) == 24
+
+
+def test_interactive_and_from_pretrained(data, trained):
+    _, hypotheses = generate(data, "--beam", 4, paths=[trained / "checkpoint_best.pt"])
+    sources = (data / "test.de").read_text().splitlines()
+    text = fairseq(
+        "interactive",
+        *(data / "bin", "--user-dir", USER_DIR, "--path", trained / "checkpoint_best.pt"),
+        *("--input", data / "test.de", "--cpu", "--beam", 4, "--max-len-b", 10),
+        *("--buffer-size", 24, "--batch-size", 24),
+    )
+    interactive = re.findall(r"^H-\d+\t\S+\t(.*)$", text, flags=re.MULTILINE)
+    hub = EATransformerModel.from_pretrained(
+        str(trained), "checkpoint_best.pt", str(data / "bin"), user_dir=str(USER_DIR)
+    )
+    translated = hub.translate(sources, beam=4, max_len_b=10)
+    assert interactive == translated == [hypothesis for _, hypothesis in sorted(hypotheses)]
+
+
+def test_validate(data, trained):
+    fairseq(
+        "validate",
+        *(data / "bin", "--user-dir", USER_DIR, "--path", trained / "checkpoint_last.pt"),
+        *("--task", "translation", "--criterion", "cross_entropy", "--batch-size", 16, "--cpu"),
+    )
+
+
+def test_averaged_checkpoint(data, trained, tmp_path, capsys):
+    output = tmp_path / "average.pt"
+    averaging.main(
+        ["--inputs", str(trained), "--num-epoch-checkpoints", "2", "--output", str(output)]
+    )
+    assert "checkpoint15.pt" in capsys.readouterr().out
+    one, two = weights(trained / "checkpoint14.pt"), weights(trained / "checkpoint15.pt")
+    mean = weights(output)
+    assert mean.keys() == one.keys()
+    for name in mean:
+        torch.testing.assert_close(mean[name], (one[name] + two[name]) / 2)
+    _, hypotheses = generate(data, "--beam", 4, paths=[output])
+    assert accuracy(data, hypotheses) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--inputs", "{trained}", "--num-epoch-checkpoints", "9"], "holds 2 such checkpoints"),
+        (["--inputs", "nowhere.pt"], "no such file: nowhere.pt"),
+        (["--inputs", "{trained}/checkpoint15.pt", "--num-epoch-checkpoints", "1"], "one folder"),
+        (["--inputs", "{trained}", "--num-update-checkpoints", "0"], "1 or more"),
+        (["--inputs", "{trained}/checkpoint15.pt", "--checkpoint-upper-bound", "3"], "needs"),
+    ],
+)
+def test_averaging_says_what_is_wrong(trained, tmp_path, capsys, args, message):
+    args = [arg.format(trained=trained) for arg in args]
+    with pytest.raises(SystemExit) as stop:
+        averaging.main([*args, "--output", str(tmp_path / "x.pt")])
+    assert message in f"{stop.value}{capsys.readouterr().err}"
+    assert not (tmp_path / "x.pt").exists()
+
+
+def losses(log):
+    """{update: loss} from the JSON lines of a training log."""
+    lines = map(json.loads, re.findall(r"\{.*\"num_updates\".*\}", log))
+    return {int(line["num_updates"]): float(line["loss"]) for line in lines if "loss" in line}
+
+
+def test_resume_after_a_kill_continues_as_if_unbroken(data, tmp_path):
+    """Killed between two checkpoints, resumed: the same losses, the same weights."""
+    arguments = [
+        *(data / "bin", *MODEL, *TRAINING, "--max-update", 60, "--dropout", 0.1),
+        *("--save-interval-updates", 10, "--no-epoch-checkpoints", "--disable-validation"),
+    ]
+
+    def training(folder):
+        return command("train", *arguments, "--save-dir", tmp_path / folder)
+
+    unbroken = subprocess.run(
+        training("unbroken"), capture_output=True, text=True, env=ONE_THREAD, check=True
+    )
+    process = subprocess.Popen(
+        training("broken"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD
+    )
+    last = tmp_path / "broken" / "checkpoint_last.pt"
+    deadline = time.time() + 120
+    while not last.exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = subprocess.run(
+        training("broken"), capture_output=True, text=True, env=ONE_THREAD, check=True
+    )
+    expected, got = (
+        losses("\n".join(line for line in run.stdout.splitlines() if "train_inner" in line))
+        for run in (unbroken, resumed)
+    )
+    assert 1 not in got
+    assert max(got) == max(expected) == 60
+    assert got == {update: loss for update, loss in expected.items() if update >= min(got)}
+    expected = weights(tmp_path / "unbroken" / "checkpoint_last.pt")
+    for name, weight in weights(last).items():
+        assert torch.equal(weight, expected[name]), name
+
+
+def finetuned(data, folder, start, *options):
+    """The weights after one update, too small to see, from the checkpoint `start` on."""
+    fairseq(
+        "train",
+        *(data / "bin", *MODEL, *TRAINING, "--lr", 1e-30, "--max-update", 1, *options),
+        *("--finetune-from-model", start, "--save-dir", folder, "--disable-validation"),
+    )
+    return weights(folder / "checkpoint_last.pt")
+
+
+def test_finetune_from_plain_and_from_other_evolving_checkpoints(data, trained, tmp_path):
+    plain_model = [arg if arg != "ea_transformer_tiny" else "transformer_tiny" for arg in MODEL]
+    plain_model = [arg for arg in plain_model if arg not in ("--ea-alpha", "--ea-beta", 0.3, 0.4)]
+    fairseq(
+        "train",
+        *(data / "bin", *plain_model, *TRAINING, "--max-update", 3),
+        *("--save-dir", tmp_path / "plain", "--disable-validation"),
+    )
+    start = weights(tmp_path / "plain" / "checkpoint_last.pt")
+    got = finetuned(data, tmp_path / "a", tmp_path / "plain" / "checkpoint_last.pt")
+    fresh = {name for name in got if name not in start}
+    assert len(fresh) == 2 * 6
+    assert all(".evolution." in name for name in fresh)
+    assert start.keys() <= got.keys()
+    for name, weight in start.items():
+        assert torch.equal(got[name], weight), name
+
+    start = weights(trained / "checkpoint_last.pt")
+    got = finetuned(data, tmp_path / "b", trained / "checkpoint_last.pt", "--ea-learnable")
+    assert {name.split(".")[-1] for name in got if name not in start} == {"alpha", "beta"}
+    for name, weight in start.items():
+        assert torch.equal(got[name], weight), name
+    got = finetuned(
+        data, tmp_path / "c", trained / "checkpoint_last.pt", "--ea-attentions", "cross"
+    )
+    assert {name for name in start if name not in got} == {
+        name for name in start if "self_attn.evolution" in name
+    }
+
+
+def test_a_checkpoint_of_another_model_is_refused(data, trained, tmp_path):
+    with pytest.raises(Exception, match="architectures match"):
+        finetuned(data, tmp_path, trained / "checkpoint_last.pt", "--ea-kernel-size", 5)
+    with pytest.raises(Exception, match="architectures match"):
+        finetuned(data, tmp_path, trained / "checkpoint_last.pt", "--encoder-layers", 4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--amp"],
+        ["--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", 1],
+        ["--checkpoint-activations"],
+        ["--encoder-layerdrop", 0.9, "--decoder-layerdrop", 0.9],
+        ["--quant-noise-pq", 0.1, "--quant-noise-pq-block-size", 8],
+        ["--ea-learnable"],
+        ["--ea-alpha", 0, "--ea-beta", 0],
+        ["--adaptive-softmax-cutoff", "5,10", "--criterion", "adaptive_loss"],
+        ["--update-freq", 2, "--clip-norm", 0.1],
+        ["--left-pad-source", "--left-pad-target"],
+        ["--store-ema"],
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+def test_training_options(data, tmp_path, caplog, options):
+    model, training = MODEL, TRAINING
+    if "adaptive_loss" in options:
+        model = [arg for arg in MODEL if arg != "--share-all-embeddings"]
+        at = TRAINING.index("--criterion")
+        training = [*TRAINING[:at], *TRAINING[at + 4 :], "--ddp-backend", "legacy_ddp"]
+    caplog.set_level("INFO")
+    fairseq(
+        "train",
+        *(data / "bin", *model, *training, *options, "--max-update", 4),
+        *("--save-dir", tmp_path),
+    )
+    got = losses("\n".join(r.getMessage() for r in caplog.records if r.name == "train_inner"))
+    assert len(got) == 4
+    assert all(0 < loss < 20 for loss in got.values())
+    assert all(w.isfinite().all() for w in weights(tmp_path / "checkpoint_last.pt").values())
+
+
+@pytest.mark.parametrize("form", ["flat", "nested"])
+def test_hydra(data, tmp_path, form):
+    sizes = {
+        "flat": ["+model.encoder_layers=2", "+model.encoder_embed_dim=32"],
+        "nested": ["+model.encoder.layers=2", "+model.encoder.embed_dim=32"],
+    }[form]
+    if form == "nested":
+        sizes += ["+model.decoder.embed_dim=32", "+model.decoder.layers=2"]
+        sizes += ["+model.decoder.input_dim=32", "+model.decoder.output_dim=32"]
+    overrides = [
+        f"common.user_dir={USER_DIR}",
+        "common.cpu=true",
+        "common.bf16=true",
+        f"checkpoint.save_dir={tmp_path}",
+        "dataset.batch_size=16",
+        "dataset.num_workers=0",
+        "optimization.max_update=2",
+        "optimization.lr=[0.001]",
+        "task=translation",
+        f"task.data={data / 'bin'}",
+        "+task.source_lang=de",
+        "+task.target_lang=en",
+        "criterion=cross_entropy",
+        "optimizer=adam",
+        "lr_scheduler=fixed",
+        "+model._name=ea_transformer_tiny",
+        "+model.ea_alpha=0.25",
+        "+model.share_all_embeddings=true",
+        *sizes,
+    ]
+    result = subprocess.run(
+        [*command("hydra_train"), *overrides, f"hydra.run.dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        env=ONE_THREAD,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    names = weights(tmp_path / "checkpoint_last.pt")
+    assert names["encoder.embed_tokens.weight"].shape[1] == 32
+    assert "encoder.layers.1.self_attn.evolution.weight" in names
+    assert "encoder.layers.2.self_attn.q_proj.weight" not in names
+    models, cfg, _ = checkpoint_utils.load_model_ensemble_and_task(
+        [str(tmp_path / "checkpoint_last.pt")]
+    )
+    assert cfg.model.ea_alpha == 0.25
+    assert models[0].encoder.layers[1].self_attn.evolution.alpha == 0.25
+
+
+def test_two_processes_learn_as_one(data, tmp_path):
+    """Two DDP ranks on the CPU: the weights of one process that adds up two batches a step."""
+    arguments = [data / "bin", *MODEL, *TRAINING, "--max-update", 3, "--disable-validation"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            command(
+                "train",
+                *(*arguments, "--save-dir", tmp_path / "two", "--distributed-world-size", 2),
+                *("--distributed-rank", rank, "--distributed-no-spawn", "--ddp-backend"),
+                *("legacy_ddp", "--distributed-backend", "gloo"),
+                *("--distributed-init-method", f"tcp://127.0.0.1:{port}"),
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=ONE_THREAD,
+        )
+        for rank in range(2)
+    ]
+    logs = [rank.communicate(timeout=240)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(logs)
+    fairseq("train", *arguments, "--save-dir", tmp_path / "one", "--update-freq", 2)
+    expected = weights(tmp_path / "one" / "checkpoint_last.pt")
+    got = weights(tmp_path / "two" / "checkpoint_last.pt")
+    assert got.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(got[name], weight, rtol=1e-4, atol=1e-5)
+
+
+class Command:
+    """Unpickled, runs a shell command."""
+
+    def __init__(self, line):
+        self.line = line
+
+    def __reduce__(self):
+        return os.system, (self.line,)
+
+
+def test_a_checkpoint_that_carries_code_is_refused_at_every_door(data, trained, tmp_path):
+    mark, bad = tmp_path / "it-ran", tmp_path / "bad.pt"
+    state = averaging.load(trained / "checkpoint_last.pt")
+    state["extra_state"]["surprise"] = Command(f"touch {mark}")
+    torch.save(state, bad)
+    doors = {
+        "generate": lambda: generate(data, paths=[bad]),
+        "interactive": lambda: fairseq(
+            "interactive",
+            *(data / "bin", "--user-dir", USER_DIR, "--path", bad, "--cpu"),
+            *("--input", data / "test.de"),
+        ),
+        "validate": lambda: fairseq(
+            "validate",
+            *(data / "bin", "--user-dir", USER_DIR, "--path", bad, "--cpu"),
+            *("--task", "translation"),
+        ),
+        "finetune": lambda: finetuned(data, tmp_path / "f", bad),
+        "resume": lambda: fairseq(
+            "train",
+            *(data / "bin", *MODEL, *TRAINING, "--restore-file", bad),
+            *("--save-dir", tmp_path / "r"),
+        ),
+        "average": lambda: averaging.main(
+            ["--inputs", str(bad), "--output", str(tmp_path / "a.pt")]
+        ),
+        "from_pretrained": lambda: EATransformerModel.from_pretrained(
+            str(tmp_path), "bad.pt", str(data / "bin")
+        ),
+    }
+    for name, door in doors.items():
+        with pytest.raises(Exception) as refusal:
+            door()
+        assert "weights_only" in str(refusal.value).lower(), f"{name}: {refusal.value!r}"
+        assert not mark.exists(), name
+
+
+def test_help_shows_every_option():
+    result = subprocess.run(
+        command("train", "--user-dir", USER_DIR, "--arch", "ea_transformer", "--help"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for option in ("alpha", "beta", "kernel-size", "attentions", "learnable"):
+        assert f"--ea-{option}" in result.stdout
+    assert "--encoder-embed-dim" in result.stdout
