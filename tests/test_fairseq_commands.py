@@ -445,7 +445,7 @@ def test_a_checkpoint_that_carries_code_is_refused_at_every_door(data, trained, 
         "validate": lambda: fairseq(
             "validate",
             *(data / "bin", "--user-dir", USER_DIR, "--path", bad, "--cpu"),
-            *("--task", "translation"),
+            *("--task", "translation", "--batch-size", 8),
         ),
         "finetune": lambda: finetuned(data, tmp_path / "f", bad),
         "resume": lambda: fairseq(

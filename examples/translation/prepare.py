@@ -172,8 +172,8 @@ class TextFile:
             yield stack.enter_context(gzip.open(stream)) if zipped else stream
 
     def lines(self) -> Iterator[str]:
-        """Lines without their ends. Only \\n and \\r\\n end a line: the other Unicode line breaks
-        that str.splitlines knows stand inside sentences, and would shift one side of a corpus.
+        """Lines without their \\n. Nothing else ends a line: the other breaks that str.splitlines
+        knows stand inside sentences, and would shift one side of a corpus against the other.
         DataError if the file is damaged, binary or not UTF-8."""
         try:
             with self.open() as stream:
@@ -189,9 +189,8 @@ class TextFile:
     def _decode(self, line: bytes, number: int) -> str:
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
-        line = line.removesuffix(b"\n").removesuffix(b"\r")
         try:
-            return line.decode("utf-8")
+            return line.removesuffix(b"\n").decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{self}: line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not "
@@ -898,6 +897,8 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     """Exits with status 2 and one line for options that contradict each other."""
     if args.source_lang == args.target_lang:
         parser.error(f"source and target language are both {args.source_lang}; give two languages")
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out {args.out} is a file; give a folder, new or of an earlier run")
     if not args.ratio >= 1:  # "not ... >=" so that nan is caught as well
         parser.error(f"--ratio {args.ratio:g}: longer side / shorter side is never below 1")
     if args.min_length > args.max_length:
@@ -916,17 +917,21 @@ def main(argv: list[str] | None = None) -> None:
     try:
         preparation = Preparation(args)
         preparation.run()
+        for name in preparation.tests:
+            places = ", ".join(str(corpus.source) for corpus in preparation.sets[name])
+            print(f"--gen-subset {name}: {places}")
+        if args.binarize:
+            print(f"\nTrain with:\n\n{train_command(args)}")
+        sys.stdout.flush()
     except DataError as error:
         sys.exit(f"prepare.py: error: {error}")
+    except BrokenPipeError:  # | head has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         sys.exit(f"prepare.py: error: {error.filename or args.out}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit("prepare.py: interrupted; the same command goes on from the stage it was in")
-    for name in preparation.tests:
-        places = ", ".join(str(corpus.source) for corpus in preparation.sets[name])
-        print(f"--gen-subset {name}: {places}")
-    if args.binarize:
-        print(f"\nTrain with:\n\n{train_command(args)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,226 @@
+#!/usr/bin/env python3
+"""Trains a small evolving transformer to translate, and shows what it does: ``make demo``.
+
+The corpus is made on the spot (corpus.py beside this file); everything else is the real road:
+examples/translation/prepare.py, fairseq-train, fairseq-generate, sacreBLEU. A stage that is done
+is skipped when the command runs again, and an interrupted training goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+try:
+    import matplotlib
+    import matplotlib.pyplot as plt
+    import torch
+    from corpus import build
+    from fairseq import checkpoint_utils
+    from sacrebleu.metrics import BLEU
+    from tqdm import tqdm
+except ImportError as error:
+    sys.exit(f"demo.py: {error}; try: pip install -e '.[fairseq,viz,demo]'")
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parent.parent
+sys.path.insert(0, str(REPO))
+import ea_fairseq  # noqa: E402, F401 (makes the checkpoint loadable)
+
+matplotlib.use("Agg")  # files alone: there may be no screen
+
+SIZES = {"train": 14_000, "valid": 500, "test": 1_000}
+STAGES = ("corpus", "preparation", "training", "translation", "picture")
+TRAINING = """
+    --arch ea_transformer_tiny --share-all-embeddings
+    --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 --encoder-attention-heads 4
+    --decoder-embed-dim 128 --decoder-ffn-embed-dim 256 --decoder-attention-heads 4
+    --encoder-layers 3 --decoder-layers 2 --dropout 0.1
+    --optimizer adam --adam-betas (0.9,0.98) --lr 4e-3 --lr-scheduler inverse_sqrt
+    --warmup-updates 300 --criterion label_smoothed_cross_entropy --label-smoothing 0.1
+    --max-tokens 4096 --required-batch-size-multiple 1 --cpu --num-workers 0
+    --no-epoch-checkpoints --log-format json --log-interval 10
+""".split()
+
+
+def stage(name: str, text: str) -> None:
+    print(f"\n[{STAGES.index(name) + 1}/{len(STAGES)}] {text}", flush=True)
+
+
+def fairseq(tool: str, *args: object) -> list[str]:
+    """The command line of fairseq-`tool`, in this environment and with our --user-dir."""
+    command = [sys.executable, "-m", f"fairseq_cli.{tool}", *map(str, args)]
+    return [*command, "--user-dir", str(REPO / "ea_fairseq")]
+
+
+def fail(what: str, log: Path) -> None:
+    """Ends with the last lines of the log."""
+    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+    sys.exit(f"\n{what} failed. The end of its log, {log}:\n\n{tail}")
+
+
+def prepare(out: Path, seed: int) -> None:
+    """The corpus, tokenised, in BPE, binarised. Skips what is there already."""
+    stage("corpus", f"German and English, {SIZES['train']:,} pairs to learn from")
+    build(out / "raw", seed, **SIZES)
+    stage("preparation", "tokens, byte-pair encoding, fairseq's binary format")
+    command = [sys.executable, str(REPO / "examples/translation/prepare.py"), "text"]
+    command += ["--source-lang", "de", "--target-lang", "en", "--out", str(out / "prepared")]
+    command += ["--ratio", "9", "--bpe-merges", "400"]  # one German word is ten English ones
+    for split in SIZES:
+        command += [f"--{split}", str(out / "raw" / split)]
+    log = out / "prepare.log"
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=file)
+    if done.returncode:
+        fail("The preparation", log)
+
+
+def train(out: Path, seed: int, updates: int) -> None:
+    """fairseq-train up to `updates`, its log in train.log, its progress on the screen."""
+    stage("training", f"ea_transformer, {updates:,} updates on the CPU")
+    log, folder = out / "train.log", out / "checkpoints"
+    command = fairseq("train", out / "prepared/data-bin", *TRAINING)
+    command += ["--max-update", str(updates), "--seed", str(seed), "--save-dir", str(folder)]
+    with log.open("a", encoding="utf-8") as file, tqdm(total=updates, unit="update") as bar:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+        for line in process.stdout:
+            file.write(line)
+            numbers = re.search(r"\{.*\}", line)
+            if "| train_inner |" in line and numbers:
+                values = json.loads(numbers[0])
+                bar.n = int(values["num_updates"])
+                bar.set_postfix_str(f"loss {values['loss']}")
+            elif "| valid |" in line and numbers:
+                values = json.loads(numbers[0])
+                bar.write(f"epoch {values['epoch']:>3}   held-out loss {values['valid_loss']}")
+        if process.wait():
+            fail("The training", log)
+        bar.n = updates
+        bar.refresh()
+
+
+def translate(out: Path) -> list[str]:
+    """The test set in English by fairseq-generate, beam 5: a line a sentence, in order."""
+    stage("translation", f"{SIZES['test']:,} sentences that training has never seen, beam 5")
+    log = out / "generate.log"
+    command = fairseq("generate", out / "prepared/data-bin")
+    command += ["--path", str(out / "checkpoints/checkpoint_best.pt"), "--beam", "5"]
+    command += ["--batch-size", "100", "--required-batch-size-multiple", "1", "--cpu"]
+    command += ["--tokenizer", "moses", "--source-lang", "de", "--target-lang", "en"]
+    command += ["--remove-bpe", "--max-len-a", "2", "--max-len-b", "50"]
+    lines: dict[int, str] = {}
+    with (
+        log.open("w", encoding="utf-8") as file,
+        tqdm(total=SIZES["test"], unit="sentence") as bar,
+    ):
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+        for line in process.stdout:
+            file.write(line)
+            found = re.match(r"D-(\d+)\t\S+\t(.*)", line)
+            if found:
+                lines[int(found[1])] = found[2]
+                bar.update()
+        if process.wait():
+            fail("The translation", log)
+    return [lines[index] for index in sorted(lines)]
+
+
+def show(out: Path, translations: list[str]) -> None:
+    """Prints sacreBLEU, exact matches and a few translations."""
+    sources, references = (
+        (out / f"raw/test.{lang}").read_text(encoding="utf-8").splitlines() for lang in ("de", "en")
+    )
+    bleu = BLEU()
+    score = bleu.corpus_score(translations, [references])
+    exact = [ours == reference for ours, reference in zip(translations, references, strict=True)]
+    print()
+    for index in [*range(4), *[i for i, same in enumerate(exact) if not same][:1]]:
+        print(f"  German  {sources[index]}\n  ours    {translations[index]}")
+        print("          (as the reference)\n" if exact[index] else f"  right   {references[index]}\n")
+    print(
+        f"sacreBLEU {score.score:.1f}   exact match {100 * sum(exact) / len(exact):.1f} %   "
+        f"({len(exact):,} held-out sentences; {bleu.get_signature()})"
+    )
+
+
+def draw(out: Path) -> None:
+    """How the encoder's attention evolves on one sentence: a row a layer, a column a head."""
+    stage("picture", "the attention maps of a sentence, layer by layer")
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(out / "checkpoints/checkpoint_best.pt")],
+        arg_overrides={"data": str(out / "prepared/data-bin")},
+    )
+    model, dictionary = models[0].eval(), task.source_dictionary
+    bpe = (out / "prepared/bpe/test.de").read_text(encoding="utf-8").splitlines()
+    sentence = min(bpe, key=lambda line: abs(len(line.split()) - 11))
+    tokens = dictionary.encode_line(sentence, add_if_not_exist=False).long().unsqueeze(0)
+    maps: list[torch.Tensor] = []
+    attentions = [layer.self_attn for layer in model.encoder.layers]
+    hooks = [a.register_forward_hook(lambda *call: maps.append(call[-1][2])) for a in attentions]
+    with torch.no_grad():
+        model.encoder(tokens, torch.tensor([tokens.size(1)]))
+    for hook in hooks:
+        hook.remove()
+
+    words, heads = [*sentence.split(), "</s>"], maps[0].size(1)
+    figure, axes = plt.subplots(
+        len(maps), heads, figsize=(3 * heads, 3 * len(maps)), sharex=True, sharey=True
+    )
+    for layer, row in enumerate(maps):
+        for head, axis in enumerate(axes[layer]):
+            axis.imshow(row[0, head].softmax(-1), cmap="viridis", vmin=0, vmax=1)
+            axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=10)
+            axis.set_xticks(range(len(words)), words, rotation=90, fontsize=8)
+            axis.set_yticks(range(len(words)), words, fontsize=8)
+    figure.supxlabel("key")
+    figure.supylabel("query")
+    figure.tight_layout()
+    figure.savefig(out / "maps.png", dpi=75)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=REPO / "build/demo", help="folder to work in")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--max-update", type=int, default=1000, help="length of the training")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
+    args = parser.parse_args()
+    start = time.time()
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq turns all of it on
+    if args.fresh:
+        shutil.rmtree(args.out, ignore_errors=True)
+    settings = json.dumps([args.seed, args.max_update, SIZES, TRAINING])
+    mark = args.out / "settings.json"
+    if args.out.exists() and (not mark.exists() or mark.read_text() != settings):
+        sys.exit(f"{args.out} holds a run with other settings: give --out or --fresh")
+    args.out.mkdir(parents=True, exist_ok=True)
+    mark.write_text(settings)
+
+    prepare(args.out, args.seed)
+    train(args.out, args.seed, args.max_update)
+    show(args.out, translate(args.out))
+    draw(args.out)
+    print(f"\nDone in {time.time() - start:.0f} s.")
+    for what, name in (
+        ("checkpoint", "checkpoints/checkpoint_best.pt"),
+        ("log", "train.log"),
+        ("picture", "maps.png"),
+    ):
+        print(f"  {what:12}{args.out / name}")
+
+
+if __name__ == "__main__":
+    main()
