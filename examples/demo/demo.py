@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -149,7 +148,9 @@ def show(out: Path, translations: list[str]) -> None:
     print()
     for index in [*range(4), *[i for i, same in enumerate(exact) if not same][:1]]:
         print(f"  German  {sources[index]}\n  ours    {translations[index]}")
-        print("          (as the reference)\n" if exact[index] else f"  right   {references[index]}\n")
+        print(
+            "          (as the reference)\n" if exact[index] else f"  right   {references[index]}\n"
+        )
     print(
         f"sacreBLEU {score.score:.1f}   exact match {100 * sum(exact) / len(exact):.1f} %   "
         f"({len(exact):,} held-out sentences; {bleu.get_signature()})"

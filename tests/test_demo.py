@@ -1,0 +1,98 @@
+"""make demo: its corpus, and the whole of it in small."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parent.parent / "examples/demo"
+sys.path.insert(0, str(DEMO))
+import corpus  # noqa: E402
+import demo  # noqa: E402
+
+
+def lines(path):
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    corpus.build(folder, seed=3, train=3000, valid=200, test=400)
+    return folder
+
+
+def test_no_sentence_stands_twice(built):
+    for lang in ("de", "en"):
+        sentences = [x for split in demo.SIZES for x in lines(built / f"{split}.{lang}")]
+        assert len(sentences) == len(set(sentences)) == 3600
+
+
+def test_all_is_spelled_out(built):
+    for lang in ("de", "en"):
+        for sentence in lines(built / f"train.{lang}"):
+            assert sentence == " ".join(sentence.split())
+            assert not any(character.isdigit() or character in "{}" for character in sentence)
+
+
+def test_the_seed_alone_decides(built, tmp_path):
+    corpus.build(tmp_path, seed=3, train=3000, valid=200, test=400)
+    corpus.build(tmp_path / "other", seed=4, train=3000, valid=200, test=400)
+    assert lines(tmp_path / "train.de") == lines(built / "train.de")
+    assert lines(tmp_path / "other/train.de") != lines(built / "train.de")
+
+
+@pytest.mark.parametrize(
+    ("make", "german", "english"),
+    [
+        (lambda: corpus.in_words(24), "vierundzwanzig", "twenty-four"),
+        (
+            lambda: corpus.in_words(1998),
+            "eintausendneunhundertachtundneunzig",
+            "one thousand nine hundred and ninety-eight",
+        ),
+    ],
+)
+def test_numbers(make, german, english):
+    assert make() == (german, english)
+
+
+def test_words_of_both_languages_mean_the_same(built):
+    """Names that CLDR gives, found on the one side exactly where they are on the other."""
+    names = {
+        "Dienstag": "Tuesday",
+        "März": "March",
+        "Schweizer Franken": "Swiss francs",
+        "Zentimeter": "centimeters",
+        "Wochen": "weeks",
+    }
+    pairs = list(zip(lines(built / "train.de"), lines(built / "train.en"), strict=True))
+    for german, english in names.items():
+        assert sum(german in pair[0] for pair in pairs) > 10
+        assert all((german in pair[0]) == (english in pair[1]) for pair in pairs)
+
+
+def test_hours():
+    rng = random.Random(0)
+    said = {corpus.clock(rng) for _ in range(20_000)}
+    assert len(said) == 24 * 50
+    assert ("vierzehn Uhr dreißig", "two thirty in the afternoon") in said
+    assert ("null Uhr zehn", "twelve ten in the morning") in said
+    assert ("ein Uhr elf", "one eleven in the morning") in said
+
+
+def test_the_whole_demo_in_small(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "SIZES", {"train": 600, "valid": 20, "test": 8})
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path / "x"), "--max-update", "6"])
+    demo.main()
+    printed = capsys.readouterr().out
+    assert "sacreBLEU" in printed
+    assert "exact match" in printed
+    assert printed.count("  ours    ") >= 4
+    for name in ("checkpoints/checkpoint_best.pt", "train.log", "maps.png"):
+        assert str(tmp_path / "x" / name) in printed
+        assert (tmp_path / "x" / name).stat().st_size > 1000
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path / "x"), "--max-update", "9"])
+    with pytest.raises(SystemExit, match="other settings"):
+        demo.main()
