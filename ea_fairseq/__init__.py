@@ -6,9 +6,17 @@ everything else stays refused.
 """
 
 import argparse
+import os
 
+import fairseq
 import numpy as np
 import torch
+
+# Where fairseq finds `--user-dir ea_fairseq` from any directory: beside itself. It takes a package
+# that is imported already for another one unless the path is spelled its own way.
+_beside_fairseq = os.path.join(os.path.dirname(fairseq.__file__), "..", "ea_fairseq")
+if os.path.exists(_beside_fairseq) and os.path.samefile(_beside_fairseq, __path__[0]):
+    __path__.append(_beside_fairseq)
 
 # numpy 2 moved the module that numpy 1 checkpoints name.
 _multiarray = getattr(np, "_core", None) or np.core
