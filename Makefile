@@ -1,8 +1,10 @@
 # make demo   train a small translation model and see what it does (about ten minutes)
 # make test   ruff and the whole test suite
-# Both make the environment they need in .venv; PYTHON=python3.12 chooses the interpreter.
+# Both make the environment they need in .venv; PYTHON=... chooses the interpreter. By default it
+# is one that fairseq has a wheel for, if there is one that works.
 
-PYTHON ?= python3
+PYTHON ?= $(or $(shell for python in python3.12 python3.11; do \
+  $$python -c "import ensurepip, venv" 2>/dev/null && echo $$python && break; done),python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 # The processor's cores; fairseq would else start as many threads as it finds, or one.
