@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -66,6 +68,35 @@ def fail(what: str, log: Path) -> None:
     sys.exit(f"\n{what} failed. The end of its log, {log}:\n\n{tail}")
 
 
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, for its presence says that a stage is done."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def lines_of(what: str, command: list[str], log: Path) -> Iterator[str]:
+    """The lines a command prints, as they come; all of them are added to `log` too."""
+    # Threads that spin while they wait slow each other down six times on cores that are shared.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with (
+        log.open("a", encoding="utf-8") as file,
+        subprocess.Popen(
+            command, **output, text=True, errors="replace", env=environment
+        ) as process,
+    ):
+        try:
+            for line in process.stdout:
+                file.write(line)
+                yield line
+        except BaseException:  # Ctrl-C most of all: nothing goes on behind the user's back
+            process.terminate()
+            raise
+    if process.returncode:
+        fail(what, log)
+
+
 def prepare(out: Path, seed: int) -> None:
     """The corpus, tokenised, in BPE, binarised. Skips what is there already."""
     stage("corpus", f"German and English, {SIZES['train']:,} pairs to learn from")
@@ -86,15 +117,15 @@ def prepare(out: Path, seed: int) -> None:
 def train(out: Path, seed: int, updates: int) -> None:
     """fairseq-train up to `updates`, its log in train.log, its progress on the screen."""
     stage("training", f"ea_transformer, {updates:,} updates on the CPU")
-    log, folder = out / "train.log", out / "checkpoints"
+    done = out / "trained"
+    if done.exists():  # fairseq-train would add an update to a training that is complete
+        print("done in an earlier run")
+        return
     command = fairseq("train", out / "prepared/data-bin", *TRAINING)
-    command += ["--max-update", str(updates), "--seed", str(seed), "--save-dir", str(folder)]
-    with log.open("a", encoding="utf-8") as file, tqdm(total=updates, unit="update") as bar:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
-        for line in process.stdout:
-            file.write(line)
+    command += ["--max-update", str(updates), "--seed", str(seed)]
+    command += ["--save-dir", str(out / "checkpoints")]
+    with tqdm(total=updates, unit="update") as bar:
+        for line in lines_of("The training", command, out / "train.log"):
             numbers = re.search(r"\{.*\}", line)
             if "| train_inner |" in line and numbers:
                 values = json.loads(numbers[0])
@@ -103,38 +134,33 @@ def train(out: Path, seed: int, updates: int) -> None:
             elif "| valid |" in line and numbers:
                 values = json.loads(numbers[0])
                 bar.write(f"epoch {values['epoch']:>3}   held-out loss {values['valid_loss']}")
-        if process.wait():
-            fail("The training", log)
         bar.n = updates
         bar.refresh()
+    write(done, "")
 
 
 def translate(out: Path) -> list[str]:
     """The test set in English by fairseq-generate, beam 5: a line a sentence, in order."""
     stage("translation", f"{SIZES['test']:,} sentences that training has never seen, beam 5")
-    log = out / "generate.log"
+    done = out / "translations.en"
+    if done.exists():
+        print("done in an earlier run")
+        return done.read_text(encoding="utf-8").splitlines()
     command = fairseq("generate", out / "prepared/data-bin")
     command += ["--path", str(out / "checkpoints/checkpoint_best.pt"), "--beam", "5"]
     command += ["--batch-size", "100", "--required-batch-size-multiple", "1", "--cpu"]
     command += ["--tokenizer", "moses", "--source-lang", "de", "--target-lang", "en"]
     command += ["--remove-bpe", "--max-len-a", "2", "--max-len-b", "50"]
     lines: dict[int, str] = {}
-    with (
-        log.open("w", encoding="utf-8") as file,
-        tqdm(total=SIZES["test"], unit="sentence") as bar,
-    ):
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
-        for line in process.stdout:
-            file.write(line)
+    with tqdm(total=SIZES["test"], unit="sentence") as bar:
+        for line in lines_of("The translation", command, out / "generate.log"):
             found = re.match(r"D-(\d+)\t\S+\t(.*)", line)
             if found:
                 lines[int(found[1])] = found[2]
                 bar.update()
-        if process.wait():
-            fail("The translation", log)
-    return [lines[index] for index in sorted(lines)]
+    translations = [lines[index] for index in sorted(lines)]
+    write(done, "".join(f"{line}\n" for line in translations))
+    return translations
 
 
 def show(out: Path, translations: list[str]) -> None:
@@ -192,6 +218,20 @@ def draw(out: Path) -> None:
     figure.savefig(out / "maps.png", dpi=75)
 
 
+def claim(out: Path, settings: str, fresh: bool) -> None:
+    """Makes `out` the folder of a run with these settings; refuses a folder of anything else."""
+    mark = out / "demo.json"
+    if out.exists() and any(out.iterdir()):
+        if not mark.exists():  # --fresh deletes what a demo has left, and nothing but that
+            sys.exit(f"{out} is not empty and holds no demo: give another --out")
+        if fresh:
+            shutil.rmtree(out)
+        elif mark.read_text(encoding="utf-8") != settings:
+            sys.exit(f"{out} holds a run with other settings: give --out or --fresh")
+    out.mkdir(parents=True, exist_ok=True)
+    write(mark, settings)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=REPO / "build/demo", help="folder to work in")
@@ -201,19 +241,14 @@ def main() -> None:
     args = parser.parse_args()
     start = time.time()
     logging.getLogger().setLevel(logging.WARNING)  # fairseq turns all of it on
-    if args.fresh:
-        shutil.rmtree(args.out, ignore_errors=True)
-    settings = json.dumps([args.seed, args.max_update, SIZES, TRAINING])
-    mark = args.out / "settings.json"
-    if args.out.exists() and (not mark.exists() or mark.read_text() != settings):
-        sys.exit(f"{args.out} holds a run with other settings: give --out or --fresh")
-    args.out.mkdir(parents=True, exist_ok=True)
-    mark.write_text(settings)
-
-    prepare(args.out, args.seed)
-    train(args.out, args.seed, args.max_update)
-    show(args.out, translate(args.out))
-    draw(args.out)
+    claim(args.out, json.dumps([args.seed, args.max_update, SIZES, TRAINING]), args.fresh)
+    try:
+        prepare(args.out, args.seed)
+        train(args.out, args.seed, args.max_update)
+        show(args.out, translate(args.out))
+        draw(args.out)
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The same command goes on from the last epoch.")
     print(f"\nDone in {time.time() - start:.0f} s.")
     for what, name in (
         ("checkpoint", "checkpoints/checkpoint_best.pt"),
