@@ -93,6 +93,26 @@ def test_the_whole_demo_in_small(tmp_path, monkeypatch, capsys):
     for name in ("checkpoints/checkpoint_best.pt", "train.log", "maps.png"):
         assert str(tmp_path / "x" / name) in printed
         assert (tmp_path / "x" / name).stat().st_size > 1000
+
+    # Again: the same words, and nothing is trained or translated anew.
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "x/checkpoints").iterdir()}
+    demo.main()
+    assert "sacreBLEU" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "x/checkpoints").iterdir()}
     monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path / "x"), "--max-update", "9"])
     with pytest.raises(SystemExit, match="other settings"):
         demo.main()
+
+
+def test_only_a_demo_is_deleted(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(SystemExit, match="holds no demo"):
+        demo.claim(tmp_path, "{}", fresh=True)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_fresh_starts_over(tmp_path):
+    demo.claim(tmp_path, "one", fresh=False)  # an empty folder is as good as none
+    (tmp_path / "trained").touch()
+    demo.claim(tmp_path, "two", fresh=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["demo.json"]
