@@ -32,9 +32,9 @@ EXTRAS = {
         "tqdm>=4.70",
     ],
     "timm": ["timm>=1.0.31"],
-    "viz": ["matplotlib>=3.10"],
+    "viz": ["matplotlib>=3.10.9"],
     "demo": ["num2words>=0.5.14", "babel>=2.18"],
-    "dev": ["pytest>=9.0", "hypothesis>=6.155", "ruff>=0.17"],
+    "dev": ["pytest>=9.2", "hypothesis>=6.168", "ruff>=0.17.5"],
 }
 
 setup(
