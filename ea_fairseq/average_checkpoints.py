@@ -7,7 +7,9 @@ which cannot load fairseq's checkpoints on torch >= 2.6.
 import argparse
 import os
 import re
+import struct
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Dict, List, Optional
 
 import torch
@@ -17,8 +19,22 @@ import ea_fairseq  # noqa: F401 (makes the checkpoints loadable)
 
 
 def load(path: Path) -> Dict:
-    """The checkpoint at `path`, on the CPU; whatever could run code in it is refused."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """The checkpoint at `path`, on the CPU; one that carries code is refused.
+
+    Raises:
+        ValueError: `path` is no checkpoint, or holds what none needs.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, struct.error) as error:
+        raise ValueError(f"{path} is no checkpoint, or a damaged one ({error})") from None
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} is no checkpoint, or carries code, which is refused (weights_only): {error}"
+        ) from None
+    if not isinstance(state, dict) or "model" not in state:
+        raise ValueError(f"{path} is no checkpoint of fairseq: it has no 'model'")
+    return state
 
 
 def average_checkpoints(paths: List[Path]) -> Dict:
@@ -111,9 +127,14 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         )
     if by_number and not (len(args.inputs) == 1 and args.inputs[0].is_dir()):
         parser.error("--inputs must be one folder of checkpoints for a number of checkpoints")
-    missing = [str(path) for path in args.inputs if not path.exists()]
-    if missing:
-        parser.error(f"no such file: {', '.join(missing)}")
+    if not by_number:
+        missing = [str(path) for path in args.inputs if not path.is_file()]
+        if missing:
+            parser.error(f"no such file: {', '.join(missing)}")
+    if not args.output.absolute().parent.is_dir():
+        parser.error(f"--output: no such folder: {args.output.absolute().parent}")
+    if (args.num_best_checkpoints or 0) > len(args.inputs):
+        parser.error(f"--num-best-checkpoints: there are {len(args.inputs)} inputs only")
     return args
 
 

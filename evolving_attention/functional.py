@@ -45,7 +45,8 @@ def refine(
     if weight is None or bias is None:
         return a_in
     if isinstance(beta, Tensor):
-        return torch.lerp(a_in, F.relu(_convolve(a_in, weight, bias, window, rows)), beta)
+        refined = F.relu(_convolve(a_in, weight, bias, window, rows))
+        return torch.lerp(a_in, refined.to(a_in.dtype), beta)  # autocast may have halved it
     # beta >= 0, so beta * ReLU(x) = ReLU(beta * x): scaling the few weights spares a whole map.
     refined = F.relu(_convolve(a_in, weight * beta, bias * beta, window, rows))
     return torch.add(refined, a_in, alpha=1.0 - beta)
@@ -96,6 +97,10 @@ def check_maps(
         )
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask must be of dtype torch.bool (True: no such cell), got {mask.dtype}")
+    if mask is not None and (mask.dim() > 4 or mask.size(-1) not in (1, attn_logits.size(3))):
+        raise ValueError(
+            f"mask must be broadcastable to {attn_logits.shape}, got shape {mask.shape}"
+        )
 
 
 def evolve(
@@ -132,7 +137,32 @@ def evolve(
     """
     check_maps(attn_logits, prev_attn_logits, mask, attn_logits.size(1))
     check_window(window)
+    heads = attn_logits.size(1)
+    if weight is not None or bias is not None:
+        if weight is None or bias is None:
+            raise ValueError("weight and bias must both be given, or neither")
+        if weight.dim() != 4 or weight.shape[:2] != (heads, heads) or bias.shape != (heads,):
+            raise ValueError(
+                f"weight must be ({heads}, {heads}, K, K) and bias ({heads},) for {heads} heads, "
+                f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
+            )
+        check_kernel_size(weight.size(2))
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not isinstance(value, Tensor):
+            check_unit_interval(name, value)
     return refine(mix(attn_logits, prev_attn_logits, alpha, mask), weight, bias, beta, window)
+
+
+def check_unit_interval(name: str, value: float) -> None:
+    """Raises ValueError unless `value` lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
+def check_kernel_size(kernel_size: int) -> None:
+    """Raises ValueError unless `kernel_size` is odd and positive."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd and positive (1, 3, 5, ...), got {kernel_size}")
 
 
 def check_window(window: str) -> None:

@@ -75,11 +75,12 @@ class AttentionEvolution(nn.Module):
         self.window = window
         self.learnable = learnable
         factory = {"device": device, "dtype": dtype}
+        self.initial_mixing = (float(alpha), float(beta))
         if learnable:
-            self.alpha = nn.Parameter(torch.full((1,), float(alpha), **factory))
-            self.beta = nn.Parameter(torch.full((1,), float(beta), **factory))
+            self.alpha = nn.Parameter(torch.empty(1, **factory))
+            self.beta = nn.Parameter(torch.empty(1, **factory))
         else:
-            self.alpha, self.beta = float(alpha), float(beta)
+            self.alpha, self.beta = self.initial_mixing
         if learnable or beta > 0:
             shape = (num_heads, num_heads, kernel_size, kernel_size)
             self.weight = nn.Parameter(torch.empty(shape, **factory))
@@ -90,7 +91,10 @@ class AttentionEvolution(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the convolution anew, as :class:`torch.nn.Conv2d` does; alpha, beta stay."""
+        """Draws the convolution anew, as :class:`torch.nn.Conv2d` does; alpha, beta start anew."""
+        if self.learnable:
+            nn.init.constant_(self.alpha, self.initial_mixing[0])
+            nn.init.constant_(self.beta, self.initial_mixing[1])
         if self.weight is not None:
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
             bound = 1 / math.sqrt(self.weight[0].numel())
@@ -118,6 +122,10 @@ class AttentionEvolution(nn.Module):
         None at the start and without convolution. Equal to :meth:`forward` over the whole map.
         """
         functional.check_maps(attn_logits, prev_attn_logits, mask, self.num_heads)
+        if self.window == "bidirectional":
+            raise ValueError(
+                "window must be causal or cross to go step by step, bidirectional looks ahead"
+            )
         alpha, beta = self.mixing_weights(attn_logits)
         return functional.step(
             attn_logits,
@@ -152,8 +160,6 @@ def _unit(x: Tensor) -> Tensor:
 
 def check_options(alpha: float, beta: float, kernel_size: int) -> None:
     """Raises ValueError, naming the argument, unless alpha, beta and kernel_size are in range."""
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {value}")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd and positive (1, 3, 5, ...), got {kernel_size}")
+    functional.check_unit_interval("alpha", alpha)
+    functional.check_unit_interval("beta", beta)
+    functional.check_kernel_size(kernel_size)

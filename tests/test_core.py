@@ -182,6 +182,24 @@ def test_half_precision(dtype, learnable):
     assert error < 8 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("learnable", [False, True])
+def test_autocast_of_single_precision_maps(learnable):
+    layer = AttentionEvolution(HEADS, 0.25, 0.375, learnable=learnable)
+    logits, prev = (x.float() for x in maps())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(logits, prev)
+    torch.testing.assert_close(out.float(), layer(logits, prev), rtol=0, atol=0.03)
+
+
+def test_made_on_the_meta_device():
+    layer = AttentionEvolution(HEADS, 0.25, 0.375, learnable=True, device="meta").to_empty(
+        device="cpu"
+    )
+    layer.reset_parameters()
+    assert (layer.alpha.item(), layer.beta.item()) == (0.25, 0.375)
+    assert layer(*(x.float() for x in maps())).isfinite().all()
+
+
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("learnable", [False, True])
 def test_scripted_and_compiled(window, learnable):
@@ -231,5 +249,17 @@ def test_bad_maps():
         layer(logits[0], prev[0])
     with pytest.raises(ValueError, match="mask must be of dtype torch.bool"):
         layer(logits, prev, random_mask().float())
+    with pytest.raises(ValueError, match="mask must be broadcastable"):
+        layer(logits, prev, random_mask()[..., :-1])
+    with pytest.raises(ValueError, match="weight and bias must both be given"):
+        evolve(logits, prev, layer.weight, None, 0.1, 0.1)
+    with pytest.raises(ValueError, match="weight must be"):
+        evolve(logits, prev, layer.weight[:2], layer.bias, 0.1, 0.1)
+    with pytest.raises(ValueError, match="kernel_size must be odd"):
+        evolve(logits, prev, layer.weight[..., :2, :2], layer.bias, 0.1, 0.1)
+    with pytest.raises(ValueError, match="beta must lie"):
+        evolve(logits, prev, layer.weight, layer.bias, 0.1, -0.5)
+    with pytest.raises(ValueError, match="window must be causal or cross"):
+        layer.step(logits, prev)
     with pytest.raises(ValueError, match="window must be one of"):
         evolve(logits, prev, None, None, 0.1, 0.0, window="round")

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
@@ -40,9 +42,7 @@ TRAINING = [
 
 def fairseq(tool, *args):
     """Runs fairseq-`tool` in this process; returns what it prints."""
-    for state in ("best",):  # what a process would forget when it ends
-        if hasattr(checkpoint_utils.save_checkpoint, state):
-            delattr(checkpoint_utils.save_checkpoint, state)
+    vars(checkpoint_utils.save_checkpoint).clear()  # what a process forgets when it ends
     argv, sys.argv = sys.argv, [f"fairseq-{tool}", *map(str, args)]
     printed = io.StringIO()
     try:
@@ -203,6 +203,9 @@ def test_averaged_checkpoint(data, trained, tmp_path, capsys):
         (["--inputs", "nowhere.pt"], "no such file: nowhere.pt"),
         (["--inputs", "{trained}/checkpoint15.pt", "--num-epoch-checkpoints", "1"], "one folder"),
         (["--inputs", "{trained}", "--num-update-checkpoints", "0"], "1 or more"),
+        (["--inputs", "{trained}"], "no such file"),
+        (["--inputs", __file__], "is no checkpoint"),
+        (["--inputs", "{trained}/checkpoint15.pt", "--num-best-checkpoints", "2"], "1 inputs"),
         (["--inputs", "{trained}/checkpoint15.pt", "--checkpoint-upper-bound", "3"], "needs"),
     ],
 )
@@ -461,10 +464,65 @@ def test_a_checkpoint_that_carries_code_is_refused_at_every_door(data, trained, 
         ),
     }
     for name, door in doors.items():
-        with pytest.raises(Exception) as refusal:
+        with pytest.raises(BaseException) as refusal:
             door()
         assert "weights_only" in str(refusal.value).lower(), f"{name}: {refusal.value!r}"
         assert not mark.exists(), name
+
+
+class Forged:
+    """Unpickled, an array whose dtype says that its bytes are objects."""
+
+    def __reduce__(self):
+        return np.ndarray, ((0,), ForgedDtype(), b"")
+
+
+class ForgedDtype:
+    def __reduce__(self):
+        state = (3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 8, 0)
+        return np.dtype, ("i8", False, True), state
+
+
+def test_numbers_of_a_checkpoint_are_numbers(tmp_path):
+    """What --eval-bleu saves comes back, also after a second saving; other arrays do not."""
+    numbers = {
+        "counts": np.arange(6).reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "score": np.float64(0.5),
+        "number": np.int64(7),
+    }
+    path = tmp_path / "numbers.pt"
+    for _ in range(2):
+        torch.save({"model": numbers}, path)
+        got = averaging.load(path)["model"]
+        for name, value in numbers.items():
+            assert np.array_equal(got[name], value)
+            assert got[name].dtype == value.dtype
+        numbers = {"sum": got["counts"] + got["counts"], **got}
+    for bad in (
+        ForgedDtype(),
+        Forged(),
+        np.array([print], dtype=object),
+        np.zeros(2, dtype="f4"),
+        np.zeros(2, dtype=">i8"),
+        np.zeros(2, dtype=[("a", "i8")]),
+    ):
+        torch.save({"model": bad}, path)
+        with pytest.raises(ValueError, match="is refused"):
+            averaging.load(path)
+
+
+def test_resuming_with_bleu(data, trained, tmp_path):
+    """The n-gram counts that a checkpoint carries are counted on."""
+    shutil.copytree(trained, tmp_path / "again")
+    fairseq(
+        "train",
+        *(data / "bin", *MODEL, *TRAINING, "--max-epoch", 16, "--save-dir", tmp_path / "again"),
+        *("--eval-bleu", "--eval-bleu-args", '{"beam": 4, "max_len_b": 10}'),
+    )
+    state = averaging.load(tmp_path / "again" / "checkpoint_last.pt")
+    assert state["extra_state"]["train_iterator"]["epoch"] == 17
+    averaging.load(tmp_path / "again" / "checkpoint_last.pt")
 
 
 def test_help_shows_every_option():

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from fairseq.models.transformer import TransformerModel
+from fairseq.modules import FairseqDropout
 from fairseq.sequence_generator import SequenceGenerator
 
 from ea_fairseq.modules import EvolvingMultiheadAttention
@@ -41,7 +42,7 @@ def test_a_sentence_alone_equals_itself_in_a_padded_batch(build, sentences, task
     model = build(**options)
     src, tgt = sentences(1, 7), sentences(1, 12, seed=1)
     alone = logits_of(model, src, tgt)[0]
-    # (fairseq itself cannot pad a target to the left: rows without a key are NaN there.)
+    # (Not every version of fairseq's own attention can pad a target to the left.)
     left_target = left and "ea_attentions" not in options
     batch_src = torch.cat([pad_to(src, 11, task.source_dictionary.pad(), left), sentences(1, 11)])
     batch_tgt = torch.cat(
@@ -221,6 +222,135 @@ def test_activation_checkpointing_gives_equal_gradients_to_every_parameter(
             assert grad.abs().sum() > 0, f"the gradient of {name} is zero"
 
 
+@pytest.mark.parametrize("learnable", [False, True])
+def test_checkpointing_under_autocast(build, sentences, task, learnable):
+    """fairseq computes a checkpointed layer anew outside of autocast, in single precision."""
+    src, tgt = sentences(2, 9), sentences(2, 7, seed=1)
+    results = []
+    for checkpoint in (False, True):
+        model = build(**EVOLVING, ea_learnable=learnable, checkpoint_activations=checkpoint)
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = logits_of(model, src, tgt).float().log_softmax(-1)[..., 7].mean()
+        loss.backward()
+        results.append({name: weight.grad for name, weight in model.named_parameters()})
+    for name, grad in results[0].items():
+        torch.testing.assert_close(results[1][name], grad, rtol=0.1, atol=0.02)
+
+
+def test_activations_offloaded(build, sentences, task):
+    src, tgt = sentences(2, 9), sentences(2, 7, seed=1)
+    pad = task.source_dictionary.pad()
+    plain = gradients(build(**EVOLVING), src, tgt, pad)
+    for name, grad in gradients(build(**EVOLVING, offload_activations=True), src, tgt, pad).items():
+        torch.testing.assert_close(grad, plain[name], rtol=1e-5, atol=1e-6)
+
+
+def test_dropouts_are_fairseqs(build, sentences):
+    """The same places, probabilities and names (--retain-dropout-modules), the same noise."""
+    noisy = {"dropout": 0.3, "attention_dropout": 0.2, "activation_dropout": 0.1}
+    plain, ours = build("transformer_tiny", **noisy), build(**EVOLVING, **noisy)
+
+    def dropouts(model):
+        return {
+            name: (module.module_name, module.p)
+            for name, module in model.named_modules()
+            if isinstance(module, FairseqDropout)
+        }
+
+    assert dropouts(ours) == dropouts(plain)
+    start = build(**noisy, ea_alpha=0.0, ea_beta=0.0, ea_learnable=True)
+    start.load_state_dict(plain.state_dict())
+    source = torch.zeros(5, 2, 64)
+    for attention in (plain.encoder.layers[1].self_attn, start.encoder.layers[1].self_attn):
+        attention.train()
+        attention.v_proj.bias.data.fill_(1)
+        out = attention(source, source, source)[0]
+        assert not torch.allclose(out[0], out[1])  # dropped differently
+
+
+def test_all_of_the_hosts_layer_options(build, sentences, task):
+    """Our loops and layers against fairseq's, with everything that its layers can have."""
+    every = {
+        "layernorm_embedding": True,
+        "scale_attn": True,
+        "scale_heads": True,
+        "scale_fc": True,
+        "scale_resids": True,
+        "decoder_output_dim": 32,
+    }
+    plain = build("transformer_tiny", **every)
+    ours = build(**every, ea_alpha=0.0, ea_beta=0.0, ea_learnable=True)
+    for parameter in plain.parameters():  # those that start at one do not show otherwise
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    ours.load_state_dict(plain.state_dict())
+    src, tgt = sentences(3, 9), sentences(3, 7, seed=1)
+    lengths = torch.full((3,), 9)
+    torch.testing.assert_close(
+        logits_of(ours, src, tgt), logits_of(plain, src, tgt), rtol=0, atol=1e-4
+    )
+    outs = [
+        model.encoder(
+            src,
+            lengths,
+            return_all_hiddens=True,
+            token_embeddings=2 * model.encoder.embed_tokens(src),
+        )
+        for model in (ours, plain)
+    ]
+    assert outs[0].keys() == outs[1].keys()
+    for key in ("encoder_out", "encoder_embedding", "encoder_states", "src_lengths"):
+        for own, theirs in zip(outs[0][key], outs[1][key], strict=True):
+            torch.testing.assert_close(own, theirs, rtol=0, atol=1e-4)
+    for options in (
+        {"full_context_alignment": True},
+        {"alignment_layer": 1, "alignment_heads": 1},
+        {"features_only": True},
+    ):
+        own, theirs = (
+            model.decoder(tgt, encoder_out=out, **options)
+            for model, out in zip((ours, plain), outs, strict=True)
+        )
+        torch.testing.assert_close(own[0], theirs[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(own[1]["attn"][0], theirs[1]["attn"][0], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_beams_of_one_encoder_output(build, sentences):
+    """Keys that stand there once a sentence, not once a beam, are taken as they are."""
+    model = build(**EVOLVING)
+    model.decoder.set_beam_size(2)
+    src, tokens = sentences(2, 9), sentences(4, 1, seed=1)
+    once = model.encoder(src, torch.full((2,), 9))
+    order = torch.arange(2).repeat_interleave(2)
+    per_beam = model.encoder.reorder_encoder_out(once, order)
+    own, expected = (
+        model.decoder(tokens, encoder_out=out, incremental_state={})[0] for out in (once, per_beam)
+    )
+    torch.testing.assert_close(own, expected, rtol=0, atol=1e-5)
+
+
+def test_loading_takes_over_all_or_nothing_of_an_evolution(build):
+    state = build(**EVOLVING).state_dict()
+    key = "encoder.layers.1.self_attn.evolution."
+    without_bias = {name: weight for name, weight in state.items() if name != f"{key}bias"}
+    with pytest.raises(RuntimeError, match="Missing key.*evolution.bias"):
+        build(**EVOLVING).load_state_dict(without_bias)
+    misspelt = {
+        name.replace("evolution.weight", "evolution.wieght"): w for name, w in state.items()
+    }
+    with pytest.raises(RuntimeError, match="evolution.wieght"):
+        build(**EVOLVING).load_state_dict(misspelt)
+
+
+def test_what_is_not_taken_over_is_logged(build, caplog):
+    learned = build(**EVOLVING, ea_learnable=True).state_dict()
+    build(**EVOLVING).load_state_dict(learned)
+    dropped = [r.getMessage() for r in caplog.records if "dropped" in r.getMessage()]
+    assert len(dropped) == 2 * 6
+    assert any("encoder.layers.1.self_attn.evolution.alpha" in message for message in dropped)
+
+
 def test_dropout_is_the_same_when_checkpointed(build, sentences, task):
     src, tgt = sentences(2, 9), sentences(2, 7, seed=1)
     noisy = {**EVOLVING, "dropout": 0.2, "attention_dropout": 0.2}
@@ -323,6 +453,7 @@ def test_parameter_counts(build):
         ({"decoder_attention_heads": -2}, "--decoder-attention-heads must be .*, got -2"),
         ({"decoder_attention_heads": 5}, r"divide --decoder-embed-dim \(64\), got 5"),
         ({"base_layers": 1}, "--base-layers must be 0"),
+        ({"ea_betta": 0.3}, "no such option: ea_betta; there are ea_alpha, ea_beta"),
         ({"cross_self_attention": True}, "--cross-self-attention cannot be used"),
         ({"encoder_xformers_att_config": "{}"}, "--encoder-xformers-att-config cannot be used"),
     ],

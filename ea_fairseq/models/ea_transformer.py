@@ -10,6 +10,7 @@ from fairseq.models import (
     register_model_architecture,
 )
 from fairseq.models.transformer import TransformerConfig, TransformerModel, base_architecture
+from omegaconf import DictConfig
 
 from ea_fairseq.modules import EvolvingTransformerDecoder, EvolvingTransformerEncoder
 from evolving_attention.modules import check_options
@@ -99,6 +100,12 @@ class EATransformerModel(TransformerModel):
     @classmethod
     def build_model(cls, args, task):
         """Builds the model; raises ValueError, naming the option, if it cannot be."""
+        names = args.keys() if isinstance(args, DictConfig) else vars(args)
+        unknown = [name for name in names if name.startswith("ea_") and name not in EA_OPTIONS]
+        if unknown:
+            raise ValueError(
+                f"no such option: {', '.join(unknown)}; there are {', '.join(EA_OPTIONS)}"
+            )
         base_architecture(args)  # options that a caller or an old checkpoint left out
         cfg = EATransformerConfig.from_namespace(args)
         check_config(cfg)

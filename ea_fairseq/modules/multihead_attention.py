@@ -1,5 +1,6 @@
 """fairseq's multi-head attention with a map that comes in and goes out."""
 
+import logging
 from types import FunctionType
 from typing import Callable, Dict, Final, Optional, Tuple
 
@@ -9,6 +10,8 @@ from fairseq.modules import FairseqDropout, MultiheadAttention
 from torch import Tensor, nn
 
 from evolving_attention import AttentionEvolution
+
+logger = logging.getLogger(__name__)
 
 
 def renamed(method: Callable, name: str) -> Callable:
@@ -24,7 +27,8 @@ class EvolvingMultiheadAttention(MultiheadAttention):
     """Multi-head attention whose map evolves from the map of the layer before.
 
     Modifications of fairseq's class: :meth:`forward` takes that map and returns its own as a
-    third value; incremental decoding caches the last rows that the convolution reads.
+    third value; incremental decoding caches the last rows that the convolution reads; there is
+    no `before_softmax`.
 
     Args:
         evolves: hand the map on; if False this is fairseq's attention, returning None for it.
@@ -101,7 +105,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         tgt_len, bsz, _ = query.size()
         q = self.split_heads(self.q_proj(query) * self.scaling)
         k, v, key_padding_mask = self.keys_and_values(
-            key, value, key_padding_mask, incremental_state, static_kv
+            key, value, key_padding_mask, incremental_state, static_kv, bsz
         )
         if k.size(0) == bsz:
             attn_logits = torch.matmul(q, k.transpose(2, 3))
@@ -153,6 +157,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         key_padding_mask: Optional[Tensor],
         incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]],
         static_kv: bool,
+        bsz: int,
     ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
         """Keys and values, (batch, heads, src_len, head_dim), and the mask of their padding.
 
@@ -169,7 +174,8 @@ class EvolvingMultiheadAttention(MultiheadAttention):
             k, v, key_padding_mask = prev_key, prev_value, prev_mask
         else:
             assert key is not None and value is not None
-            if static_kv and incremental_state is not None and self.beam_size > 1:
+            expanded = key.size(1) == bsz  # the encoder's output is there once a beam
+            if static_kv and incremental_state is not None and self.beam_size > 1 and expanded:
                 key, value = key[:, :: self.beam_size], value[:, :: self.beam_size]
                 if key_padding_mask is not None:
                     key_padding_mask = key_padding_mask[:: self.beam_size]
@@ -197,6 +203,8 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         """The evolved map, (batch, heads, tgt_len, src_len); plain logits if there is no map."""
         if self.evolution is None or prev_attn_logits is None:
             return attn_logits
+        # fairseq's activation checkpointing computes anew outside of autocast.
+        prev_attn_logits = prev_attn_logits.type_as(attn_logits)
         if incremental_state is None:
             return self.evolution(attn_logits, prev_attn_logits, mask)
         rows: Optional[Tensor] = None
@@ -224,18 +232,25 @@ class EvolvingMultiheadAttention(MultiheadAttention):
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
         """Takes the weights of a plain, or otherwise evolving, attention over.
 
-        What the checkpoint has not stays fresh; what this attention has no use for (the first
-        of a stack after pruning, or one that no longer evolves) is dropped. All else must match.
+        If the checkpoint has no evolution here, its weights stay fresh (of a learnable one, alpha
+        and beta alone do too); if this attention has no use for what the checkpoint has (the first
+        of a stack after pruning, or one that evolves otherwise), that is dropped. Both are logged.
+        All else must match.
         """
-        prefix_of_evolution = f"{prefix}evolution."
+        names = {f"{prefix}evolution.{name}" for name in ("weight", "bias", "alpha", "beta")}
+        mixing = {f"{prefix}evolution.{name}" for name in ("alpha", "beta")}
         own = {}
         if self.evolution is not None:
-            own = self.evolution.state_dict(prefix=prefix_of_evolution)
-        for key, fresh in own.items():
-            state_dict.setdefault(key, fresh)
-        for key in list(state_dict):
-            if key.startswith(prefix_of_evolution) and key not in own:
-                del state_dict[key]
+            own = self.evolution.state_dict(prefix=f"{prefix}evolution.")
+        there = {key for key in state_dict if key.startswith(f"{prefix}evolution.")}
+        fresh = own.keys() - there
+        if not there or fresh == mixing:
+            state_dict.update({key: own[key] for key in fresh})
+            for key in sorted(fresh):
+                logger.info("not in the checkpoint, stays fresh: %s", key)
+        for key in sorted((there & names) - own.keys()):
+            logger.warning("not used by this model, dropped: %s", key)
+            del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _adaptive_prune_heads(self, reserve_head_index) -> None:
