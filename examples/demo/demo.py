@@ -100,7 +100,9 @@ def lines_of(what: str, command: list[str], log: Path) -> Iterator[str]:
 def prepare(out: Path, seed: int) -> None:
     """The corpus, tokenised, in BPE, binarised. Skips what is there already."""
     stage("corpus", f"German and English, {SIZES['train']:,} pairs to learn from")
-    build(out / "raw", seed, **SIZES)
+    if not (out / "raw").exists():
+        build(out / "raw.part", seed, **SIZES)
+        (out / "raw.part").rename(out / "raw")
     stage("preparation", "tokens, byte-pair encoding, fairseq's binary format")
     command = [sys.executable, str(REPO / "examples/translation/prepare.py"), "text"]
     command += ["--source-lang", "de", "--target-lang", "en", "--out", str(out / "prepared")]
