@@ -16,7 +16,7 @@ def mix(
     mask: Optional[Tensor] = None,
 ) -> Tensor:
     """Equation 1: A_in = alpha * A^{k-1} + (1 - alpha) * logits, zero where `mask` is True."""
-    if isinstance(alpha, Tensor):
+    if isinstance(alpha, Tensor):  # a case of its own: TorchScript resolves lerp by the type
         a_in = torch.lerp(attn_logits, prev_attn_logits, alpha)
     elif alpha == 0.0:
         a_in = attn_logits
