@@ -40,7 +40,7 @@ EXTRAS = {
 setup(
     name="evolving-attention",
     version=VERSION,
-    description="Attention maps that evolve from layer to layer, for fairseq and timm",
+    description="Attention maps that evolve from layer to layer, for fairseq and PyTorch",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
