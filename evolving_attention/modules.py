@@ -1,12 +1,15 @@
 """The evolving part of one attention layer: its weights, its options, its one decoding step."""
 
+import logging
 import math
-from typing import Final, Optional, Tuple, Union
+from typing import Dict, Final, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from evolving_attention import functional
+
+logger = logging.getLogger(__name__)
 
 
 class UnitInterval(torch.autograd.Function):
@@ -101,13 +104,24 @@ class AttentionEvolution(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(
-        self, attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Tensor] = None
+        self,
+        attn_logits: Tensor,
+        prev_attn_logits: Tensor,
+        mask: Optional[Tensor] = None,
+        window: Optional[str] = None,
     ) -> Tensor:
-        """The evolved map (B, H, T, S); arguments as in :func:`evolving_attention.evolve`."""
+        """The evolved map (B, H, T, S); arguments as in :func:`evolving_attention.evolve`.
+
+        `window` is that of this call alone, None the module's own.
+        """
         functional.check_maps(attn_logits, prev_attn_logits, mask, self.num_heads)
+        if window is None:
+            window = self.window
+        elif not torch.jit.is_scripting():
+            functional.check_window(window)
         alpha, beta = self.mixing_weights(attn_logits)
         a_in = functional.mix(attn_logits, prev_attn_logits, alpha, mask)
-        return functional.refine(a_in, self.weight, self.bias, beta, self.window)
+        return functional.refine(a_in, self.weight, self.bias, beta, window)
 
     def step(
         self,
@@ -150,6 +164,34 @@ class AttentionEvolution(nn.Module):
         if self.learnable:
             return f"{text}, learnable=True"
         return f"{text}, alpha={self.alpha}, beta={self.beta}"
+
+
+def adapt_state_dict(
+    evolution: Optional[AttentionEvolution], state_dict: Dict[str, Tensor], prefix: str
+) -> None:
+    """Lets a plain, or otherwise evolving, attention's checkpoint be loaded; edits `state_dict`.
+
+    If it has no evolution under `prefix`, this one's weights stay as they are (of a learnable one,
+    alpha and beta alone may); what this one has no use for (`evolution` may be None, as in the
+    first layer of a stack) is dropped. Both are logged. All else must match.
+
+    Args:
+        evolution: the one to be loaded.
+        state_dict: the checkpoint, as a module's ``_load_from_state_dict`` gets it.
+        prefix: what the evolution's own names begin with there, ``"layers.1.attn.evolution."``.
+    """
+    names = {f"{prefix}{name}" for name in ("weight", "bias", "alpha", "beta")}
+    mixing = {f"{prefix}{name}" for name in ("alpha", "beta")}
+    own = {} if evolution is None else evolution.state_dict(prefix=prefix)
+    there = {key for key in state_dict if key.startswith(prefix)}
+    fresh = own.keys() - there
+    if not there or fresh == mixing:
+        state_dict.update({key: own[key] for key in fresh})
+        for key in sorted(fresh):
+            logger.info("not in the checkpoint, stays fresh: %s", key)
+    for key in sorted((there & names) - own.keys()):
+        logger.warning("not used by this model, dropped: %s", key)
+        del state_dict[key]
 
 
 def _unit(x: Tensor) -> Tensor:

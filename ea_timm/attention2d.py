@@ -1,0 +1,271 @@
+"""Attention over the pixels of a feature map, beside a convolution (attention augmentation).
+
+Follows the authors' TensorFlow code (EAResnet50) but for two details of its down-sampling: the
+3x3 average pooling is centred on the same pixels as the stride-2 convolution beside it, and the
+bilinear resizing back is PyTorch's usual one (half-pixel centres).
+"""
+
+import logging
+from typing import Dict, Optional, Tuple
+
+import torch
+from timm.layers import lecun_normal_
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evolving_attention import AttentionEvolution
+from evolving_attention.modules import adapt_state_dict
+
+logger = logging.getLogger(__name__)
+
+
+@register_notrace_module
+class RelativeLogits2d(nn.Module):
+    """Logits of learned relative positions, one table for rows and one for columns.
+
+    Args:
+        map_size: (height, width) that the tables are made for; others work, by resizing them.
+        head_dim: channels of a query of one head.
+
+    Attributes:
+        r_height, r_width: (2 * height - 1, head_dim) and (2 * width - 1, head_dim); the row in
+            the middle is that of distance 0, the first one of the key farthest above or left.
+    """
+
+    def __init__(
+        self,
+        map_size: Tuple[int, int],
+        head_dim: int,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.r_height = nn.Parameter(torch.empty(2 * map_size[0] - 1, head_dim, **factory))
+        self.r_width = nn.Parameter(torch.empty(2 * map_size[1] - 1, head_dim, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the tables anew, with the standard deviation of the official code."""
+        for table in (self.r_height, self.r_width):
+            nn.init.normal_(table, std=table.shape[1] ** -0.5)
+
+    def forward(self, q: Tensor) -> Tensor:
+        """(batch, heads, H * W, H * W) for queries (batch, heads, H, W, head_dim)."""
+        B, heads, H, W, _ = q.shape
+        # A window of the table for each query: its distances to all the keys, nearest row first.
+        rows = resize_table(self.r_height, 2 * H - 1).unfold(0, H, 1).flip(0)  # (H, head_dim, H)
+        columns = resize_table(self.r_width, 2 * W - 1).unfold(0, W, 1).flip(0)  # (W, head_dim, W)
+        of_rows = torch.einsum("bnhwd,hdk->bnhwk", q, rows)
+        of_columns = torch.einsum("bnhwd,wdk->bnhwk", q, columns)
+        logits = of_rows.unsqueeze(5) + of_columns.unsqueeze(4)  # (B, heads, H, W, H, W)
+        return logits.reshape(B, heads, H * W, H * W)
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+        """Takes tables made for another size over, resized."""
+        for name, table in (("r_height", self.r_height), ("r_width", self.r_width)):
+            given = state_dict.get(f"{prefix}{name}")
+            if given is not None and given.shape[1:] == table.shape[1:]:
+                state_dict[f"{prefix}{name}"] = resize_table(given, table.shape[0])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def resize_table(table: Tensor, length: int) -> Tensor:
+    """A table of relative positions for another size: (length, head_dim), distance 0 stays so."""
+    if table.shape[0] == length:
+        return table
+    table = table.t().unsqueeze(0)
+    table = F.interpolate(table, size=length, mode="linear", align_corners=True)
+    return table.squeeze(0).t()
+
+
+class EvolvingAttention2d(nn.Module):
+    """Self-attention over pixels, whose map evolves from the map of the block before.
+
+    Args:
+        in_channels: of the feature map.
+        key_channels: of all queries, and of all keys, together; a multiple of `num_heads`.
+        value_channels: of all values together and of the output; a multiple of `num_heads`.
+        num_heads: heads.
+        map_size: (height, width) at which attention works, for the tables of positions.
+        stride: 2 pools the input before attention, as a stride-2 convolution shrinks it.
+        downsample: pool once more, and resize the output back.
+        attn_drop: dropout of the attention probabilities.
+        evolution: how the map evolves; None where there is none to evolve from.
+
+    Raises:
+        ValueError: channels that `num_heads` does not divide.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        key_channels: int,
+        value_channels: int,
+        num_heads: int,
+        map_size: Tuple[int, int],
+        stride: int = 1,
+        downsample: bool = False,
+        attn_drop: float = 0.0,
+        evolution: Optional[AttentionEvolution] = None,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__()
+        for name, channels in (("key", key_channels), ("value", value_channels)):
+            if channels < 1 or channels % num_heads:
+                raise ValueError(
+                    f"num_heads must divide the attention's {name} channels ({channels} for "
+                    f"{in_channels} input channels), got num_heads={num_heads}"
+                )
+        if stride not in (1, 2):
+            raise ValueError(f"stride must be 1 or 2, got {stride}")
+        factory = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.key_channels = key_channels
+        self.value_channels = value_channels
+        self.scale = (key_channels // num_heads) ** -0.5
+        self.stride = stride
+        self.downsample = downsample
+        self.kqv = nn.Conv2d(in_channels, 2 * key_channels + value_channels, 1, **factory)
+        self.position = RelativeLogits2d(map_size, key_channels // num_heads, **factory)
+        self.evolution = evolution
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Conv2d(value_channels, value_channels, 1, **factory)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all weights anew, as the official code does; biases start at 0."""
+        self.position.reset_parameters()
+        convolutions = [self.kqv, self.proj]
+        if self.evolution is not None:
+            self.evolution.reset_parameters()
+            if self.evolution.weight is not None:
+                convolutions.append(self.evolution)
+        for convolution in convolutions:
+            lecun_normal_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+
+    def forward(
+        self, x: Tensor, prev_attn_logits: Optional[Tensor] = None
+    ) -> Tuple[Tensor, Tensor]:
+        """Output and map to hand on.
+
+        Args:
+            x: (batch, in_channels, height, width).
+            prev_attn_logits: the map of the block before, (batch, heads, H * W, H * W) for a
+                pooled height H and width W; None is plain attention.
+
+        Returns:
+            (batch, value_channels, height / stride, width / stride), and the map.
+
+        Raises:
+            ValueError: `prev_attn_logits` has another number of pixels.
+        """
+        if self.stride == 2:
+            x = pool(x)
+        height, width = x.shape[-2:]
+        if self.downsample:
+            x = pool(x)
+        B, _, H, W = x.shape
+        kqv = self.kqv(x)
+        k, q, v = kqv.split([self.key_channels, self.key_channels, self.value_channels], dim=1)
+        k = k.reshape(B, self.num_heads, -1, H * W)
+        q = q.reshape(B, self.num_heads, -1, H * W).transpose(2, 3) * self.scale
+        v = v.reshape(B, self.num_heads, -1, H * W)
+
+        attn_logits = q @ k + self.position(q.reshape(B, self.num_heads, H, W, -1))
+        if self.evolution is not None and prev_attn_logits is not None:
+            attn_logits = self.evolution(attn_logits, prev_attn_logits)
+        attn_probs = self.attn_drop(attn_logits.softmax(dim=-1))
+
+        x = self.proj((v @ attn_probs.transpose(2, 3)).reshape(B, self.value_channels, H, W))
+        if self.downsample:
+            x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+        return x, attn_logits
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+        """Takes the weights of an attention over that evolves otherwise, or not at all."""
+        adapt_state_dict(self.evolution, state_dict, f"{prefix}evolution.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def pool(x: Tensor) -> Tensor:
+    """Halves height and width (rounded up), as a padded 3x3 convolution of stride 2 does."""
+    return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+
+
+class AugmentedConv2d(nn.Module):
+    """A convolution some of whose output channels are made by attention instead.
+
+    Of the plain convolution's C output channels the last C / 8 are attention's, with C / 4
+    channels of keys and queries.
+
+    Args:
+        conv: the plain convolution to replace; its shape alone is taken, not its weights.
+        others: as in :class:`EvolvingAttention2d`.
+
+    Raises:
+        ValueError: channels that do not divide.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        num_heads: int,
+        map_size: Tuple[int, int],
+        downsample: bool = False,
+        attn_drop: float = 0.0,
+        evolution: Optional[AttentionEvolution] = None,
+    ) -> None:
+        super().__init__()
+        channels = conv.out_channels
+        if channels % 8 or (channels - channels // 8) % conv.groups:
+            raise ValueError(
+                "an augmented convolution needs output channels that 8 divides, 7/8 of which "
+                f"its groups divide, got {channels} channels in {conv.groups} groups"
+            )
+        factory = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        self.conv = nn.Conv2d(
+            conv.in_channels,
+            channels - channels // 8,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            **factory,
+        )
+        self.attn = EvolvingAttention2d(
+            conv.in_channels,
+            channels // 4,
+            channels // 8,
+            num_heads,
+            map_size,
+            stride=conv.stride[0],
+            downsample=downsample,
+            attn_drop=attn_drop,
+            evolution=evolution,
+            **factory,
+        )
+        # As timm's ResNet does with every convolution.
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(
+        self, x: Tensor, prev_attn_logits: Optional[Tensor] = None
+    ) -> Tuple[Tensor, Tensor]:
+        """Features (batch, channels, height, width) and map, see :class:`EvolvingAttention2d`."""
+        attended, attn_logits = self.attn(x, prev_attn_logits)
+        return torch.cat([self.conv(x), attended], dim=1), attn_logits
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+        """Takes a plain convolution over: its first channels; the attention stays fresh."""
+        plain = state_dict.get(f"{prefix}weight")
+        if plain is not None and not any(key.startswith(f"{prefix}attn.") for key in state_dict):
+            del state_dict[f"{prefix}weight"]
+            state_dict[f"{prefix}conv.weight"] = plain[: self.conv.out_channels]
+            state_dict.update(self.attn.state_dict(prefix=f"{prefix}attn."))
+            logger.info("not in the checkpoint, stays fresh: %sattn.*", prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)

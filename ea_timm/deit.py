@@ -1,0 +1,67 @@
+"""DeiT with evolving attention: ``ea_deit_*``, distilled ones too."""
+
+from functools import partial
+from typing import Any, Callable, Dict
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import generate_default_cfgs, register_model
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import checkpoint_filter_fn
+
+from ea_timm.vision_transformer import (
+    BASE,
+    SMALL,
+    TINY,
+    EvolvingVisionTransformer,
+    build_evolving,
+    cfg,
+)
+
+
+class EvolvingVisionTransformerDistilled(EvolvingVisionTransformer, VisionTransformerDistilled):
+    """timm's distilled DeiT, whose attention maps evolve from block to block.
+
+    Arguments as in :class:`EvolvingVisionTransformer` and timm's class; the token and the head of
+    the distillation are timm's.
+    """
+
+
+MODELS = {
+    "ea_deit_tiny_patch16_224": TINY,
+    "ea_deit_small_patch16_224": SMALL,
+    "ea_deit_base_patch16_224": BASE,
+    "ea_deit_tiny_distilled_patch16_224": TINY,
+    "ea_deit_small_distilled_patch16_224": SMALL,
+    "ea_deit_base_distilled_patch16_224": BASE,
+    "ea_deit_tiny": TINY,
+    "ea_deit_small": SMALL,
+    "ea_deit_base": BASE,
+    "ea_deit_tiny_distilled": TINY,
+    "ea_deit_small_distilled": SMALL,
+    "ea_deit_base_distilled": BASE,
+}
+
+
+def _cfg(name: str) -> Dict[str, Any]:
+    classifier = ("head", "head_dist") if "distilled" in name else "head"
+    return cfg(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, classifier=classifier)
+
+
+default_cfgs = generate_default_cfgs({name: _cfg(name) for name in MODELS})
+
+
+def _entrypoint(name: str, sizes: Dict[str, Any]) -> Callable[..., EvolvingVisionTransformer]:
+    distilled = "distilled" in name
+    model_cls = EvolvingVisionTransformerDistilled if distilled else EvolvingVisionTransformer
+    filter_fn = partial(checkpoint_filter_fn, adapt_layer_scale=True)
+
+    def create(pretrained: bool = False, **kwargs: Any) -> EvolvingVisionTransformer:
+        model_args = dict(sizes, pretrained_filter_fn=filter_fn, out_indices=3)
+        return build_evolving(model_cls, name, pretrained, **{**model_args, **kwargs})
+
+    create.__name__ = create.__qualname__ = name
+    return create
+
+
+for name, sizes in MODELS.items():
+    globals()[name] = register_model(_entrypoint(name, sizes))

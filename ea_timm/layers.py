@@ -1,0 +1,150 @@
+"""timm's self-attention and transformer block, with a map that comes in and goes out."""
+
+from typing import Dict, Optional, Tuple
+
+import torch
+from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask
+from timm.models import register_notrace_function, register_notrace_module
+from timm.models.vision_transformer import Block
+from torch import Tensor
+
+from evolving_attention import AttentionEvolution
+from evolving_attention.modules import adapt_state_dict
+
+# torch.fx traces with values that have no shape, type or truth; what asks for these is a node of
+# its graph as a whole.
+register_notrace_module(AttentionEvolution)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def absent_cells(attn_bias: Optional[Tensor]) -> Optional[Tensor]:
+    """The cells of the map that do not exist, given what is added to the logits for the softmax.
+
+    Args:
+        attn_bias: (queries, keys) or (batch, 1 or heads, 1 or queries, keys), -inf where a query
+            must not see a key; numbers of -1e4 or less, as are often used for it, mean the same.
+
+    Returns:
+        bool, True where `attn_bias` forbids it, and in the row of a token that no query may see:
+        that is padding, and has no row either.
+    """
+    if attn_bias is None:
+        return None
+    hidden = attn_bias <= -1e4
+    return hidden | hidden.all(dim=-2, keepdim=True).transpose(-2, -1)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def window_of(is_causal: bool) -> Optional[str]:
+    """The window of the convolution for a call, None being the layer's own."""
+    return "causal" if is_causal else None
+
+
+class EvolvingAttention(Attention):
+    """timm's self-attention, whose map evolves from the map of the layer before.
+
+    Modifications of timm's class: :meth:`forward` takes that map and returns its own as a second
+    value, so the logits are always computed, never inside of a fused kernel.
+
+    Attributes:
+        evolution: how the map evolves; None in the first layer, which has none to evolve from.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.evolution = None
+
+    def forward(
+        self,
+        x: Tensor,
+        prev_attn_logits: Optional[Tensor] = None,
+        attn_mask: Optional[Tensor] = None,
+        is_causal: bool = False,
+    ) -> Tuple[Tensor, Tensor]:
+        """As in timm, besides:
+
+        Args:
+            x: (batch, tokens, dim).
+            prev_attn_logits: the map of the layer before, (batch, heads, tokens, tokens); None
+                is plain attention.
+            attn_mask: bool, True where a query sees a key, or added to the logits;
+                broadcastable to (batch, heads, tokens, tokens). A token that no query sees has
+                no influence at all. Where queries see different keys the convolution still reads
+                the visible cells around; to keep the future out, use `is_causal`.
+            is_causal: no query sees later keys, and no cell of the map does.
+
+        Returns:
+            The output, (batch, tokens, dim), and the map to hand on.
+        """
+        B, N, _ = x.shape
+        gate = self.gate(x).sigmoid() if self.gate is not None else None
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+
+        attn_logits = (q * self.scale) @ k.transpose(-2, -1)
+        attn_bias = resolve_self_attn_mask(N, attn_logits, attn_mask, is_causal)
+        if self.evolution is not None and prev_attn_logits is not None:
+            attn_logits = self.evolution(
+                attn_logits, prev_attn_logits, absent_cells(attn_bias), window_of(is_causal)
+            )
+        attn_probs = maybe_add_mask(attn_logits, attn_bias).softmax(dim=-1)
+        attn_probs = self.attn_drop(attn_probs)
+
+        x = (attn_probs @ v).transpose(1, 2).reshape(B, N, self.attn_dim)
+        x = self.norm(x)
+        if gate is not None:
+            x = x * gate
+        return self.proj_drop(self.proj(x)), attn_logits
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+        """Takes the weights of a plain, or otherwise evolving, attention over."""
+        adapt_state_dict(self.evolution, state_dict, f"{prefix}evolution.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class EvolvingBlock(Block):
+    """timm's transformer block, which takes the map of the block before and hands its own on.
+
+    Args:
+        alpha, beta, kernel_size, learnable: as in :class:`AttentionEvolution`.
+        depth: index of the block; the first, 0, has plain attention.
+        others: as in timm.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *args,
+        alpha: float,
+        beta: float,
+        kernel_size: int = 3,
+        learnable: bool = False,
+        attn_layer: type = EvolvingAttention,
+        depth: int = 0,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+        **kwargs,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__(dim, num_heads, *args, attn_layer=attn_layer, depth=depth, **dd, **kwargs)
+        if depth > 0:
+            self.attn.evolution = AttentionEvolution(
+                num_heads, alpha, beta, kernel_size, learnable=learnable, **dd
+            )
+
+    def forward(
+        self,
+        x: Tensor,
+        prev_attn_logits: Optional[Tensor] = None,
+        attn_mask: Optional[Tensor] = None,
+        is_causal: bool = False,
+    ) -> Tuple[Tensor, Tensor]:
+        """Tokens (batch, tokens, dim) and map; arguments as in :meth:`EvolvingAttention.forward`."""
+        attended, attn_logits = self.attn(self.norm1(x), prev_attn_logits, attn_mask, is_causal)
+        x = x + self.drop_path1(self.ls1(attended))
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return x, attn_logits

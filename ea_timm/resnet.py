@@ -1,0 +1,242 @@
+"""Attention-augmented ResNets with evolving attention: ``ea_resnet*``."""
+
+from functools import partial
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import to_2tuple
+from timm.models import checkpoint, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models.resnet import Bottleneck, ResNet
+from torch import Tensor, nn
+
+from ea_timm.attention2d import AugmentedConv2d
+from ea_timm.vision_transformer import build_evolving
+from evolving_attention import AttentionEvolution
+
+
+class EvolvingBottleneck(Bottleneck):
+    """timm's bottleneck, which takes the map of the block before and hands its own on.
+
+    Its `conv2` is to be an :class:`AugmentedConv2d`.
+    """
+
+    def forward(
+        self, x: Tensor, prev_attn_logits: Optional[Tensor] = None
+    ) -> Tuple[Tensor, Tensor]:
+        """Features and map; `prev_attn_logits` as in :class:`EvolvingAttention2d`."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+
+        x = self.act1(self.bn1(self.conv1(x)))
+        x, attn_logits = self.conv2(x, prev_attn_logits)
+        x = self.aa(self.act2(self.drop_block(self.bn2(x))))
+        x = self.bn3(self.conv3(x))
+        if self.se is not None:
+            x = self.se(x)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        return self.act3(x + shortcut), attn_logits
+
+
+class EvolvingStage(nn.Sequential):
+    """Blocks in sequence, the map going from one to the next beside the features."""
+
+    def forward(
+        self, x: Tensor, attn_logits: Optional[Tensor], checkpointing: bool
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Features and map, after all blocks; with `checkpointing` each is recomputed."""
+        for block in self:
+            if checkpointing and not torch.jit.is_scripting():
+                x, attn_logits = checkpoint(block, x, attn_logits)
+            else:
+                x, attn_logits = block(x, attn_logits)
+        return x, attn_logits
+
+
+class EvolvingResNet(ResNet):
+    """timm's ResNet, augmented by evolving attention in its last three stages.
+
+    Modifications of timm's class, after the authors' code: in every bottleneck of these stages an
+    eighth of the 3x3 convolution's channels are attention's. The second stage attends on a map
+    pooled to half its size. Maps evolve from block to block, and from stage to stage where the
+    size stays the same (so from the second to the third, while the fourth begins anew).
+
+    Args:
+        img_size: that the tables of relative positions are made for; others work, by resizing.
+        alpha: weight of the previous map, in [0, 1].
+        beta: weight of the convolution over the map, in [0, 1].
+        kernel_size: of that convolution, odd.
+        learnable: learn alpha and beta of each block, from the given values on.
+        num_heads: heads of every attention.
+        attn_drop_rate: dropout of the attention probabilities.
+        others: as in timm; `block` is this class's own.
+
+    Raises:
+        ValueError: an argument out of range, or channels that do not divide.
+    """
+
+    def __init__(
+        self,
+        layers: Tuple[int, ...],
+        *,
+        img_size: Union[int, Tuple[int, int]] = 224,
+        alpha: float = 0.5,
+        beta: float = 1.0,
+        kernel_size: int = 3,
+        learnable: bool = False,
+        num_heads: int = 8,
+        attn_drop_rate: float = 0.0,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+        **kwargs: Any,
+    ) -> None:
+        factory = {"device": device, "dtype": dtype}
+        evolution = partial(
+            AttentionEvolution,
+            num_heads,
+            alpha=alpha,
+            beta=beta,
+            kernel_size=kernel_size,
+            learnable=learnable,
+            **factory,
+        )
+        evolution()  # ... so that a bad option is found before a network is made
+        blocks = (Bottleneck, EvolvingBottleneck, EvolvingBottleneck, EvolvingBottleneck)
+        super().__init__(blocks, layers, **factory, **kwargs)
+
+        size = to_2tuple(img_size)
+        prev_reduction = None
+        reduction = self.feature_info[1]["reduction"]
+        for info in self.feature_info[2:]:
+            stage = getattr(self, info["module"])
+            downsample = info["module"] == "layer2"
+            for block in stage:
+                reduction *= block.conv2.stride[0]
+                map_reduction = 2 * reduction if downsample else reduction
+                block.conv2 = AugmentedConv2d(
+                    block.conv2,
+                    num_heads,
+                    map_size=(-(-size[0] // map_reduction), -(-size[1] // map_reduction)),
+                    downsample=downsample,
+                    attn_drop=attn_drop_rate,
+                    evolution=evolution() if map_reduction == prev_reduction else None,
+                )
+                reduction, prev_reduction = info["reduction"], map_reduction
+            setattr(self, info["module"], EvolvingStage(*stage))
+
+    @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool = True) -> None:
+        """Draws all weights anew: timm's as timm does, those of attention as the authors do."""
+        super().init_weights(zero_init_last)
+        for module in self.modules():
+            if isinstance(module, AugmentedConv2d):
+                module.attn.reset_parameters()
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Images (batch, channels, height, width) to the features before the pooling."""
+        return self.act1(self.bn1(self.conv1(x)))
+
+    def first_stage(self, x: Tensor) -> Tensor:
+        """The stage without attention, after the stem's pooling."""
+        x = self.maxpool(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.layer1, x)
+        return self.layer1(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Features (batch, channels, height, width) of images, before the pooling."""
+        attn_logits: Optional[Tensor] = None
+        x = self.first_stage(self.stem(x))
+        x, attn_logits = self.layer2(x, attn_logits, self.grad_checkpointing)
+        x, attn_logits = self.layer3(x, attn_logits, self.grad_checkpointing)
+        x, attn_logits = self.layer4(x, attn_logits, self.grad_checkpointing)
+        return x
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+        """The features of the stem and the stages; arguments and results as in timm."""
+        assert output_fmt == "NCHW", "Output shape must be NCHW."
+        take_indices, max_index = feature_take_indices(5, indices)
+        last = max_index if stop_early else 4
+        intermediates = []
+        attn_logits: Optional[Tensor] = None
+        x = self.stem(x)
+        if 0 in take_indices:
+            intermediates.append(x)
+        if last >= 1:
+            x = self.first_stage(x)
+            if 1 in take_indices:
+                intermediates.append(x)
+        if last >= 2:
+            x, attn_logits = self.layer2(x, attn_logits, self.grad_checkpointing)
+            if 2 in take_indices:
+                intermediates.append(x)
+        if last >= 3:
+            x, attn_logits = self.layer3(x, attn_logits, self.grad_checkpointing)
+            if 3 in take_indices:
+                intermediates.append(x)
+        if last >= 4:
+            x, attn_logits = self.layer4(x, attn_logits, self.grad_checkpointing)
+            if 4 in take_indices:
+                intermediates.append(x)
+        if intermediates_only:
+            return intermediates
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self,
+        indices: Union[int, List[int]] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> List[int]:
+        """As in timm."""
+        take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        for info in self.feature_info[2:]:
+            if len(getattr(self, info["module"])) == 0:
+                setattr(self, info["module"], EvolvingStage())
+        return take_indices
+
+
+MODELS = {
+    "ea_resnet50": (3, 4, 6, 3),
+    "ea_resnet101": (3, 4, 23, 3),
+    "ea_resnet152": (3, 8, 36, 3),
+}
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "pool_size": (7, 7),
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": "conv1",
+            "classifier": "fc",
+        }
+        for name in MODELS
+    }
+)
+
+
+def _entrypoint(name: str, layers: Tuple[int, ...]) -> Callable[..., EvolvingResNet]:
+    def create(pretrained: bool = False, **kwargs: Any) -> EvolvingResNet:
+        model_args: Dict[str, Any] = dict(layers=layers, out_indices=(0, 1, 2, 3, 4))
+        return build_evolving(EvolvingResNet, name, pretrained, **{**model_args, **kwargs})
+
+    create.__name__ = create.__qualname__ = name
+    return create
+
+
+for name, layers in MODELS.items():
+    globals()[name] = register_model(_entrypoint(name, layers))

@@ -1,0 +1,221 @@
+"""Vision Transformers with evolving attention: ``ea_vit_*``."""
+
+from functools import partial
+from typing import Any, Callable, Dict, List, Optional, Tuple, Type, Union
+
+import torch
+from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.layers import LayerType, PatchDropout
+from timm.models import (
+    FeatureGraphNet,
+    build_model_with_cfg,
+    checkpoint,
+    generate_default_cfgs,
+    register_model,
+)
+from timm.models._features import FeatureGetterNet, feature_take_indices
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from ea_timm.layers import EvolvingAttention, EvolvingBlock
+from evolving_attention.modules import check_options
+
+
+class EvolvingVisionTransformer(VisionTransformer):
+    """timm's Vision Transformer, whose attention maps evolve from block to block.
+
+    Modifications of timm's class: every block takes the map of the one before and hands its own
+    on, through :meth:`forward_features` and :meth:`forward_intermediates`.
+
+    Args:
+        alpha: weight of the previous map, in [0, 1].
+        beta: weight of the convolution over the map, in [0, 1].
+        kernel_size: of that convolution, odd.
+        learnable: learn alpha and beta of each block, from the given values on.
+        attn_layer: EvolvingAttention or a subclass; timm's names for the plain one mean it too.
+        block_fn: EvolvingBlock or a subclass.
+        others: as in timm.
+
+    Raises:
+        ValueError: an argument out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        alpha: float = 0.1,
+        beta: float = 0.1,
+        kernel_size: int = 3,
+        learnable: bool = False,
+        attn_layer: LayerType = EvolvingAttention,
+        block_fn: Type[nn.Module] = EvolvingBlock,
+        **kwargs: Any,
+    ) -> None:
+        check_options(alpha, beta, kernel_size)
+        evolution = dict(alpha=alpha, beta=beta, kernel_size=kernel_size, learnable=learnable)
+        attn_layer = EvolvingAttention if attn_layer in ("", "attn") else attn_layer
+        check_class("attn_layer", attn_layer, EvolvingAttention)
+        check_class("block_fn", block_fn, EvolvingBlock)
+        block_fn = partial(block_fn, **evolution)
+        super().__init__(*args, attn_layer=attn_layer, block_fn=block_fn, **kwargs)
+        if isinstance(self.patch_drop, PatchDropout):
+            # The convolution reads neighbours: the patches that are left must stay in order.
+            self.patch_drop.ordered = True
+        # Blocks of two values have no place in a Sequential; the names of weights are the same.
+        self.blocks = nn.ModuleList(self.blocks)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (batch, channels, height, width) to the tokens that the first block gets."""
+        return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
+
+    def forward_features(
+        self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False
+    ) -> Tensor:
+        """Tokens (batch, tokens, embed_dim) of images (batch, channels, height, width)."""
+        x = self.embed(x)
+        attn_logits: Optional[Tensor] = None
+        for blk in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x, attn_logits = checkpoint(blk, x, attn_logits, attn_mask, is_causal)
+            else:
+                x, attn_logits = blk(x, attn_logits, attn_mask, is_causal)
+        return self.norm(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Optional[Tensor] = None,
+        is_causal: bool = False,
+    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]], Dict[str, Any]]:
+        """The features of chosen blocks; arguments and results as in timm."""
+        assert output_fmt in ("NCHW", "NLC"), "Output format must be one of NCHW or NLC."
+        take_indices, max_index = feature_take_indices(len(self.blocks), indices)
+        height, width = x.shape[-2:]
+        x = self.embed(x)
+
+        taken = []
+        attn_logits: Optional[Tensor] = None
+        for i, blk in enumerate(self.blocks[: max_index + 1] if stop_early else self.blocks):
+            if self.grad_checkpointing:
+                x, attn_logits = checkpoint(blk, x, attn_logits, attn_mask, is_causal)
+            else:
+                x, attn_logits = blk(x, attn_logits, attn_mask, is_causal)
+            if i in take_indices:
+                taken.append(self.norm(x) if norm else x)
+
+        prefix = [y[:, : self.num_prefix_tokens] for y in taken] if self.num_prefix_tokens else None
+        intermediates = [y[:, self.num_prefix_tokens :] for y in taken]
+        if output_fmt == "NCHW":
+            grid = self.patch_embed.dynamic_feat_size((height, width))
+            intermediates = [
+                y.transpose(1, 2).reshape(y.shape[0], -1, *grid) for y in intermediates
+            ]
+
+        if output_dict:
+            result: Dict[str, Any] = {"image_intermediates": intermediates}
+            if return_prefix_tokens and prefix is not None:
+                result["image_intermediates_prefix"] = prefix
+            if not intermediates_only:
+                result["image_features"] = self.norm(x)
+            return result
+        if return_prefix_tokens and prefix is not None:
+            intermediates = list(zip(intermediates, prefix, strict=True))
+        if intermediates_only:
+            return intermediates
+        return self.norm(x), intermediates
+
+
+def check_class(name: str, given: Any, base: type) -> None:
+    """Raises ValueError, naming the argument, unless `given` is `base` or a subclass of it."""
+    if not (isinstance(given, type) and issubclass(given, base)):
+        raise ValueError(
+            f"{name} must be ea_timm's {base.__name__} or a subclass of it, since it hands its "
+            f"attention map on, got {given!r}"
+        )
+
+
+def build_evolving(
+    model_cls: Type[nn.Module],
+    variant: str,
+    pretrained: bool,
+    out_indices: Union[int, Tuple[int, ...]],
+    **kwargs: Any,
+) -> nn.Module:
+    """timm's `build_model_with_cfg`; features are got by ``forward_intermediates``.
+
+    Raises:
+        ValueError: `feature_cls` is one of timm's ways to call the children of the model one
+            after the other with the features alone.
+    """
+    feature_cls = kwargs.setdefault("feature_cls", "getter")
+    if feature_cls not in ("getter", "fx", FeatureGetterNet, FeatureGraphNet):
+        raise ValueError(
+            f"feature_cls must be 'getter' or 'fx' for {variant}, because maps flow between its "
+            f"blocks beside the features, got {feature_cls!r}"
+        )
+    if not kwargs.get("features_only", False):
+        del kwargs["feature_cls"]
+    feature_cfg = dict(out_indices=out_indices)
+    return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+
+
+def cfg(**kwargs: Any) -> Dict[str, Any]:
+    """A pretrained_cfg without weights, with the input of timm's ``vit_*_patch16_224``."""
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "fixed_input_size": True,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_INCEPTION_MEAN,
+        "std": IMAGENET_INCEPTION_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        **kwargs,
+    }
+
+
+TINY = dict(patch_size=16, embed_dim=192, depth=12, num_heads=3)
+SMALL = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
+BASE = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
+LARGE = dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16)
+
+MODELS = {
+    "ea_vit_tiny_patch16_224": TINY,
+    "ea_vit_small_patch16_224": SMALL,
+    "ea_vit_base_patch16_224": BASE,
+    "ea_vit_base_patch16_384": BASE,
+    "ea_vit_large_patch16_224": LARGE,
+    "ea_vit_tiny": TINY,
+    "ea_vit_small": SMALL,
+    "ea_vit_base": BASE,
+    "ea_vit_large": LARGE,
+}
+
+default_cfgs = generate_default_cfgs({name: cfg() for name in MODELS})
+default_cfgs.update(
+    generate_default_cfgs(
+        {"ea_vit_base_patch16_384": cfg(input_size=(3, 384, 384), crop_pct=1.0)}
+    )
+)
+
+
+def _entrypoint(name: str, sizes: Dict[str, Any]) -> Callable[..., EvolvingVisionTransformer]:
+    def create(pretrained: bool = False, **kwargs: Any) -> EvolvingVisionTransformer:
+        model_args = dict(sizes, pretrained_filter_fn=checkpoint_filter_fn, out_indices=3)
+        return build_evolving(EvolvingVisionTransformer, name, pretrained, **{**model_args, **kwargs})
+
+    create.__name__ = create.__qualname__ = name
+    return create
+
+
+for name, sizes in MODELS.items():
+    globals()[name] = register_model(_entrypoint(name, sizes))
