@@ -54,11 +54,8 @@ class RelativeLogits2d(nn.Module):
     def forward(self, q: Tensor) -> Tensor:
         """(batch, heads, H * W, H * W) for queries (batch, heads, H, W, head_dim)."""
         B, heads, H, W, _ = q.shape
-        # A window of the table for each query: its distances to all the keys, nearest row first.
-        rows = resize_table(self.r_height, 2 * H - 1).unfold(0, H, 1).flip(0)  # (H, head_dim, H)
-        columns = resize_table(self.r_width, 2 * W - 1).unfold(0, W, 1).flip(0)  # (W, head_dim, W)
-        of_rows = torch.einsum("bnhwd,hdk->bnhwk", q, rows)
-        of_columns = torch.einsum("bnhwd,wdk->bnhwk", q, columns)
+        of_rows = torch.einsum("bnhwd,hkd->bnhwk", q, by_distance(self.r_height, H))
+        of_columns = torch.einsum("bnhwd,wkd->bnhwk", q, by_distance(self.r_width, W))
         logits = of_rows.unsqueeze(5) + of_columns.unsqueeze(4)  # (B, heads, H, W, H, W)
         return logits.reshape(B, heads, H * W, H * W)
 
@@ -69,6 +66,13 @@ class RelativeLogits2d(nn.Module):
             if given is not None and given.shape[1:] == table.shape[1:]:
                 state_dict[f"{prefix}{name}"] = resize_table(given, table.shape[0])
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def by_distance(table: Tensor, size: int) -> Tensor:
+    """For each query and key along one axis the row of their distance: (size, size, head_dim)."""
+    position = torch.arange(size, device=table.device)
+    distance = position.unsqueeze(0) - position.unsqueeze(1)
+    return resize_table(table, 2 * size - 1)[distance + size - 1]
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:

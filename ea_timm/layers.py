@@ -112,6 +112,9 @@ class EvolvingBlock(Block):
         alpha, beta, kernel_size, learnable: as in :class:`AttentionEvolution`.
         depth: index of the block; the first, 0, has plain attention.
         others: as in timm.
+
+    Raises:
+        ValueError: an argument out of range; the message names it.
     """
 
     def __init__(
@@ -129,6 +132,8 @@ class EvolvingBlock(Block):
         dtype: Optional[torch.dtype] = None,
         **kwargs,
     ) -> None:
+        if dim % num_heads:
+            raise ValueError(f"num_heads must divide the embedding's {dim}, got {num_heads}")
         dd = {"device": device, "dtype": dtype}
         super().__init__(dim, num_heads, *args, attn_layer=attn_layer, depth=depth, **dd, **kwargs)
         if depth > 0:
@@ -143,7 +148,7 @@ class EvolvingBlock(Block):
         attn_mask: Optional[Tensor] = None,
         is_causal: bool = False,
     ) -> Tuple[Tensor, Tensor]:
-        """Tokens (batch, tokens, dim) and map; arguments as in :meth:`EvolvingAttention.forward`."""
+        """Tokens and map; arguments as in :meth:`EvolvingAttention.forward`."""
         attended, attn_logits = self.attn(self.norm1(x), prev_attn_logits, attn_mask, is_causal)
         x = x + self.drop_path1(self.ls1(attended))
         x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

@@ -141,6 +141,14 @@ def check_class(name: str, given: Any, base: type) -> None:
         )
 
 
+class EvolvingFeatures(FeatureGetterNet):
+    """timm's features by ``forward_intermediates``, with its gradient checkpointing."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute every block in the backward pass, or keep its activations."""
+        self.model.set_grad_checkpointing(enable)
+
+
 def build_evolving(
     model_cls: Type[nn.Module],
     variant: str,
@@ -148,21 +156,21 @@ def build_evolving(
     out_indices: Union[int, Tuple[int, ...]],
     **kwargs: Any,
 ) -> nn.Module:
-    """timm's `build_model_with_cfg`; features are got by ``forward_intermediates``.
+    """timm's `build_model_with_cfg`; with `features_only`, an :class:`EvolvingFeatures`.
 
     Raises:
         ValueError: `feature_cls` is one of timm's ways to call the children of the model one
             after the other with the features alone.
     """
-    feature_cls = kwargs.setdefault("feature_cls", "getter")
+    feature_cls = kwargs.pop("feature_cls", "getter")
     if feature_cls not in ("getter", "fx", FeatureGetterNet, FeatureGraphNet):
         raise ValueError(
             f"feature_cls must be 'getter' or 'fx' for {variant}, because maps flow between its "
             f"blocks beside the features, got {feature_cls!r}"
         )
-    if not kwargs.get("features_only", False):
-        del kwargs["feature_cls"]
-    feature_cfg = dict(out_indices=out_indices)
+    if feature_cls == "getter":
+        feature_cls = EvolvingFeatures
+    feature_cfg = dict(out_indices=out_indices, feature_cls=feature_cls)
     return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
@@ -202,16 +210,16 @@ MODELS = {
 
 default_cfgs = generate_default_cfgs({name: cfg() for name in MODELS})
 default_cfgs.update(
-    generate_default_cfgs(
-        {"ea_vit_base_patch16_384": cfg(input_size=(3, 384, 384), crop_pct=1.0)}
-    )
+    generate_default_cfgs({"ea_vit_base_patch16_384": cfg(input_size=(3, 384, 384), crop_pct=1.0)})
 )
 
 
 def _entrypoint(name: str, sizes: Dict[str, Any]) -> Callable[..., EvolvingVisionTransformer]:
     def create(pretrained: bool = False, **kwargs: Any) -> EvolvingVisionTransformer:
         model_args = dict(sizes, pretrained_filter_fn=checkpoint_filter_fn, out_indices=3)
-        return build_evolving(EvolvingVisionTransformer, name, pretrained, **{**model_args, **kwargs})
+        return build_evolving(
+            EvolvingVisionTransformer, name, pretrained, **{**model_args, **kwargs}
+        )
 
     create.__name__ = create.__qualname__ = name
     return create

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from evolving_attention import AttentionEvolution
 from evolving_attention.modules import adapt_state_dict
 
+
 def renamed(method: Callable, name: str) -> Callable:
     """The method under another name: how TorchScript, which knows no super(), calls the host's."""
     copy = FunctionType(
