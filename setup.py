@@ -31,18 +31,24 @@ EXTRAS = {
         "sacrebleu>=2.6.0",
         "tqdm>=4.70",
     ],
-    # Nothing here runs on these two yet, so nothing bounds them.
-    "timm": ["timm"],
+    "timm": ["timm>=1.0.31"],
+    # Nothing here runs on this one yet, so nothing bounds it.
     "timeseries": ["aeon"],
     "viz": ["matplotlib>=3.10.9"],
-    "demo": ["num2words>=0.5.14", "babel>=2.18"],
-    "dev": ["pytest>=9.2", "hypothesis>=6.168", "ruff>=0.17.5"],
+    "demo": ["num2words>=0.5.14", "babel>=2.18", "scikit-learn>=1.7.2"],
+    "dev": [
+        "pytest>=9.2",
+        "pytest-timeout>=2.4",
+        "expecttest>=0.3",
+        "hypothesis>=6.168",
+        "ruff>=0.17.5",
+    ],
 }
 
 setup(
     name="evolving-attention",
     version=VERSION,
-    description="Attention maps that evolve from layer to layer, for fairseq and PyTorch",
+    description="Attention maps that evolve from layer to layer, for fairseq, timm and PyTorch",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
