@@ -1,21 +1,15 @@
 """DeiT with evolving attention: ``ea_deit_*``, distilled ones too."""
 
 from functools import partial
-from typing import Any, Callable, Dict
+from typing import Any, Dict
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from ea_timm.vision_transformer import (
-    BASE,
-    SMALL,
-    TINY,
-    EvolvingVisionTransformer,
-    build_evolving,
-    cfg,
-)
+from ea_timm.builder import entrypoint
+from ea_timm.vision_transformer import BASE, SMALL, TINY, EvolvingVisionTransformer, cfg
 
 
 class EvolvingVisionTransformerDistilled(EvolvingVisionTransformer, VisionTransformerDistilled):
@@ -50,18 +44,12 @@ def _cfg(name: str) -> Dict[str, Any]:
 default_cfgs = generate_default_cfgs({name: _cfg(name) for name in MODELS})
 
 
-def _entrypoint(name: str, sizes: Dict[str, Any]) -> Callable[..., EvolvingVisionTransformer]:
-    distilled = "distilled" in name
-    model_cls = EvolvingVisionTransformerDistilled if distilled else EvolvingVisionTransformer
-    filter_fn = partial(checkpoint_filter_fn, adapt_layer_scale=True)
-
-    def create(pretrained: bool = False, **kwargs: Any) -> EvolvingVisionTransformer:
-        model_args = dict(sizes, pretrained_filter_fn=filter_fn, out_indices=3)
-        return build_evolving(model_cls, name, pretrained, **{**model_args, **kwargs})
-
-    create.__name__ = create.__qualname__ = name
-    return create
-
-
 for name, sizes in MODELS.items():
-    globals()[name] = register_model(_entrypoint(name, sizes))
+    globals()[name] = entrypoint(
+        __name__,
+        name,
+        EvolvingVisionTransformerDistilled if "distilled" in name else EvolvingVisionTransformer,
+        pretrained_filter_fn=partial(checkpoint_filter_fn, adapt_layer_scale=True),
+        out_indices=3,
+        **sizes,
+    )

@@ -1,18 +1,18 @@
 """Attention-augmented ResNets with evolving attention: ``ea_resnet*``."""
 
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, List, Optional, Tuple, Union
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple
-from timm.models import checkpoint, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint, checkpoint_seq, generate_default_cfgs
 from timm.models._features import feature_take_indices
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from ea_timm.attention2d import AugmentedConv2d
-from ea_timm.vision_transformer import build_evolving
+from ea_timm.builder import entrypoint
 from evolving_attention import AttentionEvolution
 
 
@@ -229,14 +229,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _entrypoint(name: str, layers: Tuple[int, ...]) -> Callable[..., EvolvingResNet]:
-    def create(pretrained: bool = False, **kwargs: Any) -> EvolvingResNet:
-        model_args: Dict[str, Any] = dict(layers=layers, out_indices=(0, 1, 2, 3, 4))
-        return build_evolving(EvolvingResNet, name, pretrained, **{**model_args, **kwargs})
-
-    create.__name__ = create.__qualname__ = name
-    return create
-
-
 for name, layers in MODELS.items():
-    globals()[name] = register_model(_entrypoint(name, layers))
+    globals()[name] = entrypoint(
+        __name__, name, EvolvingResNet, layers=layers, out_indices=(0, 1, 2, 3, 4)
+    )

@@ -1,22 +1,17 @@
 """Vision Transformers with evolving attention: ``ea_vit_*``."""
 
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type, Union
+from typing import Any, Dict, List, Optional, Tuple, Type, Union
 
 import torch
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import LayerType, PatchDropout
-from timm.models import (
-    FeatureGraphNet,
-    build_model_with_cfg,
-    checkpoint,
-    generate_default_cfgs,
-    register_model,
-)
-from timm.models._features import FeatureGetterNet, feature_take_indices
+from timm.models import checkpoint, generate_default_cfgs
+from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from ea_timm.builder import entrypoint
 from ea_timm.layers import EvolvingAttention, EvolvingBlock
 from evolving_attention.modules import check_options
 
@@ -141,39 +136,6 @@ def check_class(name: str, given: Any, base: type) -> None:
         )
 
 
-class EvolvingFeatures(FeatureGetterNet):
-    """timm's features by ``forward_intermediates``, with its gradient checkpointing."""
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute every block in the backward pass, or keep its activations."""
-        self.model.set_grad_checkpointing(enable)
-
-
-def build_evolving(
-    model_cls: Type[nn.Module],
-    variant: str,
-    pretrained: bool,
-    out_indices: Union[int, Tuple[int, ...]],
-    **kwargs: Any,
-) -> nn.Module:
-    """timm's `build_model_with_cfg`; with `features_only`, an :class:`EvolvingFeatures`.
-
-    Raises:
-        ValueError: `feature_cls` is one of timm's ways to call the children of the model one
-            after the other with the features alone.
-    """
-    feature_cls = kwargs.pop("feature_cls", "getter")
-    if feature_cls not in ("getter", "fx", FeatureGetterNet, FeatureGraphNet):
-        raise ValueError(
-            f"feature_cls must be 'getter' or 'fx' for {variant}, because maps flow between its "
-            f"blocks beside the features, got {feature_cls!r}"
-        )
-    if feature_cls == "getter":
-        feature_cls = EvolvingFeatures
-    feature_cfg = dict(out_indices=out_indices, feature_cls=feature_cls)
-    return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
-
-
 def cfg(**kwargs: Any) -> Dict[str, Any]:
     """A pretrained_cfg without weights, with the input of timm's ``vit_*_patch16_224``."""
     return {
@@ -208,22 +170,19 @@ MODELS = {
     "ea_vit_large": LARGE,
 }
 
-default_cfgs = generate_default_cfgs({name: cfg() for name in MODELS})
-default_cfgs.update(
-    generate_default_cfgs({"ea_vit_base_patch16_384": cfg(input_size=(3, 384, 384), crop_pct=1.0)})
+default_cfgs = generate_default_cfgs(
+    {
+        **{name: cfg() for name in MODELS},
+        "ea_vit_base_patch16_384": cfg(input_size=(3, 384, 384), crop_pct=1.0),
+    }
 )
 
-
-def _entrypoint(name: str, sizes: Dict[str, Any]) -> Callable[..., EvolvingVisionTransformer]:
-    def create(pretrained: bool = False, **kwargs: Any) -> EvolvingVisionTransformer:
-        model_args = dict(sizes, pretrained_filter_fn=checkpoint_filter_fn, out_indices=3)
-        return build_evolving(
-            EvolvingVisionTransformer, name, pretrained, **{**model_args, **kwargs}
-        )
-
-    create.__name__ = create.__qualname__ = name
-    return create
-
-
 for name, sizes in MODELS.items():
-    globals()[name] = register_model(_entrypoint(name, sizes))
+    globals()[name] = entrypoint(
+        __name__,
+        name,
+        EvolvingVisionTransformer,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        out_indices=3,
+        **sizes,
+    )

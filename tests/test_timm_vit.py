@@ -375,6 +375,7 @@ def test_weights_that_nobody_published():
         ({"kernel_size": 4}, "kernel_size must be odd and positive .*, got 4"),
         ({"attn_layer": "diff"}, "attn_layer must be ea_timm's EvolvingAttention .* got 'diff'"),
         ({"block_fn": timm.models.vision_transformer.Block}, "block_fn must be .* EvolvingBlock"),
+        ({"use_naflex": True}, "use_naflex must be False for ea_vit_tiny"),
         ({"features_only": True, "feature_cls": "list"}, "feature_cls must be 'getter' or 'fx'"),
         ({"features_only": True, "feature_cls": "hook"}, "feature_cls must be 'getter' or 'fx'"),
     ],
