@@ -5,7 +5,6 @@ Follows the authors' TensorFlow code (EAResnet50) but for two details of its dow
 bilinear resizing back is PyTorch's usual one (half-pixel centres).
 """
 
-import logging
 from typing import Dict, Optional, Tuple
 
 import torch
@@ -15,9 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evolving_attention import AttentionEvolution
-from evolving_attention.modules import adapt_state_dict
-
-logger = logging.getLogger(__name__)
 
 
 @register_notrace_module
@@ -189,11 +185,6 @@ class EvolvingAttention2d(nn.Module):
             x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
         return x, attn_logits
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
-        """Takes the weights of an attention over that evolves otherwise, or not at all."""
-        adapt_state_dict(self.evolution, state_dict, f"{prefix}evolution.")
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
 
 def pool(x: Tensor) -> Tensor:
     """Halves height and width (rounded up), as a padded 3x3 convolution of stride 2 does."""
@@ -263,13 +254,3 @@ class AugmentedConv2d(nn.Module):
         """Features (batch, channels, height, width) and map, see :class:`EvolvingAttention2d`."""
         attended, attn_logits = self.attn(x, prev_attn_logits)
         return torch.cat([self.conv(x), attended], dim=1), attn_logits
-
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
-        """Takes a plain convolution over: its first channels; the attention stays fresh."""
-        plain = state_dict.get(f"{prefix}weight")
-        if plain is not None and not any(key.startswith(f"{prefix}attn.") for key in state_dict):
-            del state_dict[f"{prefix}weight"]
-            state_dict[f"{prefix}conv.weight"] = plain[: self.conv.out_channels]
-            state_dict.update(self.attn.state_dict(prefix=f"{prefix}attn."))
-            logger.info("not in the checkpoint, stays fresh: %sattn.*", prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)

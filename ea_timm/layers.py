@@ -1,6 +1,6 @@
 """timm's self-attention and transformer block, with a map that comes in and goes out."""
 
-from typing import Dict, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask
@@ -9,11 +9,46 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from evolving_attention import AttentionEvolution
-from evolving_attention.modules import adapt_state_dict
 
 # torch.fx traces with values that have no shape, type or truth; what asks for these is a node of
 # its graph as a whole.
 register_notrace_module(AttentionEvolution)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def bias_of(attn_logits: Tensor, attn_mask: Optional[Tensor], is_causal: bool) -> Optional[Tensor]:
+    """What is added to the logits for the softmax, -inf where a query must not see a key.
+
+    Raises:
+        ValueError: `attn_mask` is of a wrong dtype, or given beside `is_causal`.
+    """
+    if attn_mask is not None:
+        if is_causal:
+            raise ValueError("attn_mask must be None if is_causal is True")
+        if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
+            raise ValueError(
+                f"attn_mask must be bool (True: a query sees a key) or float, got {attn_mask.dtype}"
+            )
+    return resolve_self_attn_mask(attn_logits.size(-1), attn_logits, attn_mask, is_causal)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def open_empty_rows(attn_bias: Optional[Tensor]) -> Optional[Tensor]:
+    """Lets a query that sees no key see all, which spares the softmax, and gradients, a NaN."""
+    if attn_bias is None:
+        return None
+    return attn_bias.masked_fill((attn_bias == float("-inf")).all(dim=-1, keepdim=True), 0.0)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def clear_empty_rows(attn_probs: Tensor, attn_bias: Optional[Tensor]) -> Tensor:
+    """Zeros for a query that sees no key, as in torch's fused attention."""
+    if attn_bias is None:
+        return attn_probs
+    return attn_probs.masked_fill((attn_bias == float("-inf")).all(dim=-1, keepdim=True), 0.0)
 
 
 @torch.fx.wrap
@@ -69,7 +104,7 @@ class EvolvingAttention(Attention):
             x: (batch, tokens, dim).
             prev_attn_logits: the map of the layer before, (batch, heads, tokens, tokens); None
                 is plain attention.
-            attn_mask: bool, True where a query sees a key, or added to the logits;
+            attn_mask: bool, True where a query sees a key, or added for the softmax;
                 broadcastable to (batch, heads, tokens, tokens). A token that no query sees has
                 no influence at all. Where queries see different keys the convolution still reads
                 the visible cells around; to keep the future out, use `is_causal`.
@@ -77,6 +112,9 @@ class EvolvingAttention(Attention):
 
         Returns:
             The output, (batch, tokens, dim), and the map to hand on.
+
+        Raises:
+            ValueError: masks of a wrong dtype, or a map of another shape.
         """
         B, N, _ = x.shape
         gate = self.gate(x).sigmoid() if self.gate is not None else None
@@ -85,24 +123,19 @@ class EvolvingAttention(Attention):
         q, k = self.q_norm(q), self.k_norm(k)
 
         attn_logits = (q * self.scale) @ k.transpose(-2, -1)
-        attn_bias = resolve_self_attn_mask(N, attn_logits, attn_mask, is_causal)
+        attn_bias = bias_of(attn_logits, attn_mask, is_causal)
         if self.evolution is not None and prev_attn_logits is not None:
             attn_logits = self.evolution(
                 attn_logits, prev_attn_logits, absent_cells(attn_bias), window_of(is_causal)
             )
-        attn_probs = maybe_add_mask(attn_logits, attn_bias).softmax(dim=-1)
-        attn_probs = self.attn_drop(attn_probs)
+        attn_probs = maybe_add_mask(attn_logits, open_empty_rows(attn_bias)).softmax(dim=-1)
+        attn_probs = self.attn_drop(clear_empty_rows(attn_probs, attn_bias))
 
         x = (attn_probs @ v).transpose(1, 2).reshape(B, N, self.attn_dim)
         x = self.norm(x)
         if gate is not None:
             x = x * gate
         return self.proj_drop(self.proj(x)), attn_logits
-
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
-        """Takes the weights of a plain, or otherwise evolving, attention over."""
-        adapt_state_dict(self.evolution, state_dict, f"{prefix}evolution.")
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class EvolvingBlock(Block):

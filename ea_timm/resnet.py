@@ -1,18 +1,20 @@
 """Attention-augmented ResNets with evolving attention: ``ea_resnet*``."""
 
 from functools import partial
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple
 from timm.models import checkpoint, checkpoint_seq, generate_default_cfgs
 from timm.models._features import feature_take_indices
+from timm.models._input import update_model_args
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from ea_timm.attention2d import AugmentedConv2d
 from ea_timm.builder import entrypoint
+from ea_timm.loading import keep_fresh
 from evolving_attention import AttentionEvolution
 
 
@@ -43,7 +45,7 @@ class EvolvingStage(nn.Sequential):
     """Blocks in sequence, the map going from one to the next beside the features."""
 
     def forward(
-        self, x: Tensor, attn_logits: Optional[Tensor], checkpointing: bool
+        self, x: Tensor, attn_logits: Optional[Tensor] = None, checkpointing: bool = False
     ) -> Tuple[Tensor, Optional[Tensor]]:
         """Features and map, after all blocks; with `checkpointing` each is recomputed."""
         for block in self:
@@ -70,7 +72,7 @@ class EvolvingResNet(ResNet):
         learnable: learn alpha and beta of each block, from the given values on.
         num_heads: heads of every attention.
         attn_drop_rate: dropout of the attention probabilities.
-        others: as in timm; `block` is this class's own.
+        others: as in timm, but for `block`, which is this class's own.
 
     Raises:
         ValueError: an argument out of range, or channels that do not divide.
@@ -92,20 +94,15 @@ class EvolvingResNet(ResNet):
         **kwargs: Any,
     ) -> None:
         factory = {"device": device, "dtype": dtype}
-        evolution = partial(
-            AttentionEvolution,
-            num_heads,
-            alpha=alpha,
-            beta=beta,
-            kernel_size=kernel_size,
-            learnable=learnable,
-            **factory,
-        )
-        evolution()  # ... so that a bad option is found before a network is made
+        options = dict(alpha=alpha, beta=beta, kernel_size=kernel_size, learnable=learnable)
+        evolution = partial(AttentionEvolution, num_heads, **options, **factory)
+        evolution()  # so that a bad option is found before a network is made
+        size = to_2tuple(img_size)
+        if min(size) < 1:
+            raise ValueError(f"img_size must be positive, got {img_size}")
         blocks = (Bottleneck, EvolvingBottleneck, EvolvingBottleneck, EvolvingBottleneck)
         super().__init__(blocks, layers, **factory, **kwargs)
 
-        size = to_2tuple(img_size)
         prev_reduction = None
         reduction = self.feature_info[1]["reduction"]
         for info in self.feature_info[2:]:
@@ -124,6 +121,8 @@ class EvolvingResNet(ResNet):
                 )
                 reduction, prev_reduction = info["reduction"], map_reduction
             setattr(self, info["module"], EvolvingStage(*stage))
+        # A saved model keeps them, whatever the defaults are.
+        update_model_args(self, num_heads=num_heads, **options)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
@@ -133,13 +132,26 @@ class EvolvingResNet(ResNet):
             if isinstance(module, AugmentedConv2d):
                 module.attn.reset_parameters()
 
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+        """Takes a plain ResNet's weights over, of augmented convolutions the first channels."""
+        if not any(".conv2.attn." in key for key in state_dict):
+            for name, module in self.named_modules(prefix=prefix.rstrip(".")):
+                weight = state_dict.get(f"{name}.weight")
+                if isinstance(module, AugmentedConv2d) and weight is not None:
+                    channels = module.conv.out_channels
+                    if weight.shape[0] == channels + module.attn.value_channels:
+                        del state_dict[f"{name}.weight"]
+                        state_dict[f"{name}.conv.weight"] = weight[:channels]
+            keep_fresh(self, "attn", state_dict, prefix)
+        keep_fresh(self, "evolution", state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def stem(self, x: Tensor) -> Tensor:
         """Images (batch, channels, height, width) to the features before the pooling."""
         return self.act1(self.bn1(self.conv1(x)))
 
     def first_stage(self, x: Tensor) -> Tensor:
-        """The stage without attention, after the stem's pooling."""
-        x = self.maxpool(x)
+        """The stage without attention."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self.layer1, x)
         return self.layer1(x)
@@ -147,7 +159,7 @@ class EvolvingResNet(ResNet):
     def forward_features(self, x: Tensor) -> Tensor:
         """Features (batch, channels, height, width) of images, before the pooling."""
         attn_logits: Optional[Tensor] = None
-        x = self.first_stage(self.stem(x))
+        x = self.first_stage(self.maxpool(self.stem(x)))
         x, attn_logits = self.layer2(x, attn_logits, self.grad_checkpointing)
         x, attn_logits = self.layer3(x, attn_logits, self.grad_checkpointing)
         x, attn_logits = self.layer4(x, attn_logits, self.grad_checkpointing)
@@ -171,6 +183,7 @@ class EvolvingResNet(ResNet):
         x = self.stem(x)
         if 0 in take_indices:
             intermediates.append(x)
+        x = self.maxpool(x)
         if last >= 1:
             x = self.first_stage(x)
             if 1 in take_indices:

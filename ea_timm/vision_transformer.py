@@ -8,11 +8,13 @@ from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import LayerType, PatchDropout
 from timm.models import checkpoint, generate_default_cfgs
 from timm.models._features import feature_take_indices
+from timm.models._input import update_model_args
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from ea_timm.builder import entrypoint
 from ea_timm.layers import EvolvingAttention, EvolvingBlock
+from ea_timm.loading import keep_fresh
 from evolving_attention.modules import check_options
 
 
@@ -38,8 +40,8 @@ class EvolvingVisionTransformer(VisionTransformer):
     def __init__(
         self,
         *args: Any,
-        alpha: float = 0.1,
-        beta: float = 0.1,
+        alpha: float = 0.5,
+        beta: float = 1.0,
         kernel_size: int = 3,
         learnable: bool = False,
         attn_layer: LayerType = EvolvingAttention,
@@ -58,6 +60,7 @@ class EvolvingVisionTransformer(VisionTransformer):
             self.patch_drop.ordered = True
         # Blocks of two values have no place in a Sequential; the names of weights are the same.
         self.blocks = nn.ModuleList(self.blocks)
+        update_model_args(self, **evolution)  # a saved model keeps them, whatever the defaults are
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (batch, channels, height, width) to the tokens that the first block gets."""
@@ -110,7 +113,7 @@ class EvolvingVisionTransformer(VisionTransformer):
         if output_fmt == "NCHW":
             grid = self.patch_embed.dynamic_feat_size((height, width))
             intermediates = [
-                y.transpose(1, 2).reshape(y.shape[0], -1, *grid) for y in intermediates
+                y.transpose(1, 2).reshape(y.shape[0], -1, *grid).contiguous() for y in intermediates
             ]
 
         if output_dict:
@@ -125,6 +128,11 @@ class EvolvingVisionTransformer(VisionTransformer):
         if intermediates_only:
             return intermediates
         return self.norm(x), intermediates
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+        """Takes the weights of a plain model over."""
+        keep_fresh(self, "evolution", state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def check_class(name: str, given: Any, base: type) -> None:

@@ -1,15 +1,12 @@
 """The evolving part of one attention layer: its weights, its options, its one decoding step."""
 
-import logging
 import math
-from typing import Dict, Final, Optional, Tuple, Union
+from typing import Final, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from evolving_attention import functional
-
-logger = logging.getLogger(__name__)
 
 
 class UnitInterval(torch.autograd.Function):
@@ -20,9 +17,12 @@ class UnitInterval(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: Tensor) -> Tensor:
         return x.clamp(0.0, 1.0)
+
+    @staticmethod
+    def setup_context(ctx, inputs: Tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -164,34 +164,6 @@ class AttentionEvolution(nn.Module):
         if self.learnable:
             return f"{text}, learnable=True"
         return f"{text}, alpha={self.alpha}, beta={self.beta}"
-
-
-def adapt_state_dict(
-    evolution: Optional[AttentionEvolution], state_dict: Dict[str, Tensor], prefix: str
-) -> None:
-    """Lets a plain, or otherwise evolving, attention's checkpoint be loaded; edits `state_dict`.
-
-    If it has no evolution under `prefix`, this one's weights stay as they are (of a learnable one,
-    alpha and beta alone may); what this one has no use for (`evolution` may be None, as in the
-    first layer of a stack) is dropped. Both are logged. All else must match.
-
-    Args:
-        evolution: the one to be loaded.
-        state_dict: the checkpoint, as a module's ``_load_from_state_dict`` gets it.
-        prefix: what the evolution's own names begin with there, ``"layers.1.attn.evolution."``.
-    """
-    names = {f"{prefix}{name}" for name in ("weight", "bias", "alpha", "beta")}
-    mixing = {f"{prefix}{name}" for name in ("alpha", "beta")}
-    own = {} if evolution is None else evolution.state_dict(prefix=prefix)
-    there = {key for key in state_dict if key.startswith(prefix)}
-    fresh = own.keys() - there
-    if not there or fresh == mixing:
-        state_dict.update({key: own[key] for key in fresh})
-        for key in sorted(fresh):
-            logger.info("not in the checkpoint, stays fresh: %s", key)
-    for key in sorted((there & names) - own.keys()):
-        logger.warning("not used by this model, dropped: %s", key)
-        del state_dict[key]
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -263,3 +263,16 @@ def test_bad_maps():
         layer.step(logits, prev)
     with pytest.raises(ValueError, match="window must be one of"):
         evolve(logits, prev, None, None, 0.1, 0.0, window="round")
+
+
+def test_learned_mixing_under_functional_transforms():
+    layer = AttentionEvolution(HEADS, 0.25, 0.375, learnable=True).double()
+    logits, prev = maps()
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(layer, parameters, (logits, prev)).square().mean()
+
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    got = torch.func.grad(loss)(parameters)
+    torch.testing.assert_close(list(got.values()), list(expected))

@@ -274,6 +274,10 @@ def test_features_only():
     features = whole.forward_intermediates(x, intermediates_only=True)
     fx = FeatureGraphNet(whole, out_indices=(0, 1, 2, 3, 4)).eval()
     torch.testing.assert_close(fx(x), features)
+    plain = create("resnet50")
+    for model in (whole, plain):
+        final, _ = model.forward_intermediates(x, [0], stop_early=True)
+        assert final.shape == (2, 64, 16, 16)
     early = whole.forward_intermediates(x, [1], stop_early=True, intermediates_only=True)
     torch.testing.assert_close(early, features[1:2])
     two = create(features_only=True, out_indices=(1, 3), feature_cls="fx")
@@ -339,7 +343,7 @@ def test_plain_weights_leave_attention_alone_fresh(tmp_path, caplog):
             elif ".attn." not in key and "running" not in key:
                 assert torch.equal(value, plain[key]), key
             assert ".attn." not in key or value.shape == fresh[key].shape
-    assert "stays fresh: layer2.0.conv2.attn.*" in caplog.text
+    assert "stays fresh: layer2.0.conv2.attn.kqv.weight" in caplog.text
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused():
@@ -348,8 +352,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused():
     with pytest.raises(RuntimeError, match="layer3.1.conv2.attn.kqv.weight"):
         create().load_state_dict(state)
     state = create("resnet50").state_dict()
-    state["layer3.1.conv2.weight"] = state["layer3.1.conv2.weight"][:, :5]
-    with pytest.raises(RuntimeError, match="layer3.1.conv2.conv.weight"):
+    weight = state["layer3.1.conv2.weight"]
+    for wrong in (weight[:, :5], weight[:224], torch.cat([weight, weight])):
+        state["layer3.1.conv2.weight"] = wrong
+        with pytest.raises(RuntimeError, match="layer3.1.conv2.(conv.)?weight"):
+            create().load_state_dict(state)
+    state = create().state_dict()  # one block plain, the others not
+    state = {k: v for k, v in state.items() if "layer4.1.conv2" not in k}
+    state["layer4.1.conv2.weight"] = create("resnet50").state_dict()["layer4.1.conv2.weight"]
+    with pytest.raises(RuntimeError, match="layer4.1.conv2.attn.kqv.weight"):
         create().load_state_dict(state)
 
 
@@ -376,6 +387,7 @@ def test_weights_drawn_anew():
         ({"alpha": -1}, r"alpha must lie in \[0, 1\], got -1"),
         ({"beta": 2}, r"beta must lie in \[0, 1\], got 2"),
         ({"kernel_size": 2}, "kernel_size must be odd and positive .*, got 2"),
+        ({"img_size": 0}, "img_size must be positive, got 0"),
         ({"num_heads": 3}, "num_heads must divide the attention's key channels .*num_heads=3"),
         ({"num_heads": 32}, "num_heads must divide the attention's value channels .*num_heads=32"),
         ({"channels": (64, 100, 256, 512)}, "output channels that 8 divides.* got 100 channels"),

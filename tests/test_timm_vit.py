@@ -174,6 +174,7 @@ def test_checkpointing_changes_no_gradient(name, learnable):
         assert grad.abs().sum() > 0, parameter
         torch.testing.assert_close(got[parameter], grad, rtol=0, atol=0)
     features = model.forward_intermediates(x, indices=[2], intermediates_only=True)[0]
+    assert features.is_contiguous()
     model.set_grad_checkpointing(False)
     plain = model.forward_intermediates(x, indices=[2], intermediates_only=True)[0]
     torch.testing.assert_close(features, plain, rtol=0, atol=0)
@@ -214,6 +215,22 @@ def test_tokens_that_no_query_sees_have_no_influence(additive):
         return x[:, :12]
 
     torch.testing.assert_close(run(tokens, mask), run(tokens[:, :12], None), rtol=0, atol=1e-12)
+
+
+def test_queries_that_see_nothing_get_zeros_as_in_timm():
+    """Padding given for queries and keys: no NaN, not even in a gradient, and timm's numbers."""
+    plain, model = pair("ea_vit_tiny")
+    real = torch.ones(2, 17, dtype=torch.bool)
+    real[1, 12:] = False
+    mask = real[:, None, :, None] & real[:, None, None, :]
+    x = images(dtype=torch.float64)
+    expected = plain.forward_features(x, attn_mask=mask)
+    torch.testing.assert_close(model.forward_features(x, attn_mask=mask), expected)
+    evolving = create(alpha=0.3, beta=0.4).double()
+    out = evolving.forward_features(x, attn_mask=mask)
+    keys_alone = evolving.forward_features(x, attn_mask=real[:, None, None, :])
+    torch.testing.assert_close(out[real], keys_alone[real], rtol=0, atol=1e-12)
+    assert all(g.isfinite().all() for g in grads(evolving, x, attn_mask=mask).values())
 
 
 def test_causal_attention_sees_no_later_token():
@@ -353,9 +370,27 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     torch.save(state, tmp_path / "partial.pth")
     with pytest.raises(RuntimeError, match="blocks.1.attn.evolution.weight"):
         create(checkpoint_path=tmp_path / "partial.pth")
+    state = create().state_dict()
+    for name in ("weight", "bias"):
+        del state[f"blocks.2.attn.evolution.{name}"]
+    with pytest.raises(RuntimeError, match="blocks.2.attn.evolution.weight"):
+        create().load_state_dict(state)
+    for options in ({}, {"beta": 0.0}):
+        with pytest.raises(RuntimeError, match="Unexpected.*blocks.1.attn.evolution.alpha"):
+            create(**options).load_state_dict(create(learnable=True).state_dict())
+    with pytest.raises(RuntimeError, match="Missing.*blocks.1.attn.evolution.bias"):
+        create(device="meta").load_state_dict(create("vit_tiny_patch16_224").state_dict())
+
+
+def test_learnable_mixing_starts_from_a_checkpoint_without():
+    source = create(alpha=0.3, beta=0.2)
+    model = create(alpha=0.3, beta=0.2, learnable=True, seed=1)
+    model.load_state_dict(source.state_dict())
+    torch.testing.assert_close(model(images()), source(images()))
 
 
 def test_saved_for_the_hub_and_read_back(tmp_path):
+    assert timm.models.get_model_args(create())["alpha"] == 0.5
     model = create(alpha=0.3, beta=0.2, learnable=True)
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -383,6 +418,15 @@ def test_weights_that_nobody_published():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         create(**options)
+
+
+def test_bad_masks():
+    model = create()
+    ones = torch.ones(17, 17)
+    with pytest.raises(ValueError, match="attn_mask must be None if is_causal is True"):
+        model.forward_features(images(), attn_mask=ones.bool(), is_causal=True)
+    with pytest.raises(ValueError, match="attn_mask must be bool .* or float, got torch.int64"):
+        model.forward_features(images(), attn_mask=ones.long())
 
 
 def test_heads_that_do_not_divide():

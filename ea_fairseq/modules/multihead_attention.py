@@ -1,5 +1,6 @@
 """fairseq's multi-head attention with a map that comes in and goes out."""
 
+import logging
 from types import FunctionType
 from typing import Callable, Dict, Final, Optional, Tuple
 
@@ -9,7 +10,8 @@ from fairseq.modules import FairseqDropout, MultiheadAttention
 from torch import Tensor, nn
 
 from evolving_attention import AttentionEvolution
-from evolving_attention.modules import adapt_state_dict
+
+logger = logging.getLogger(__name__)
 
 
 def renamed(method: Callable, name: str) -> Callable:
@@ -228,8 +230,27 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         return self.reorder_plain_state(incremental_state, new_order)
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
-        """Takes the weights of a plain, or otherwise evolving, attention over."""
-        adapt_state_dict(self.evolution, state_dict, f"{prefix}evolution.")
+        """Takes the weights of a plain, or otherwise evolving, attention over.
+
+        If the checkpoint has no evolution here, its weights stay fresh (of a learnable one, alpha
+        and beta alone do too); if this attention has no use for what the checkpoint has (the first
+        of a stack after pruning, or one that evolves otherwise), that is dropped. Both are logged.
+        All else must match.
+        """
+        names = {f"{prefix}evolution.{name}" for name in ("weight", "bias", "alpha", "beta")}
+        mixing = {f"{prefix}evolution.{name}" for name in ("alpha", "beta")}
+        own = {}
+        if self.evolution is not None:
+            own = self.evolution.state_dict(prefix=f"{prefix}evolution.")
+        there = {key for key in state_dict if key.startswith(f"{prefix}evolution.")}
+        fresh = own.keys() - there
+        if not there or fresh == mixing:
+            state_dict.update({key: own[key] for key in fresh})
+            for key in sorted(fresh):
+                logger.info("not in the checkpoint, stays fresh: %s", key)
+        for key in sorted((there & names) - own.keys()):
+            logger.warning("not used by this model, dropped: %s", key)
+            del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _adaptive_prune_heads(self, reserve_head_index) -> None:

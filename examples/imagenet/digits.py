@@ -92,7 +92,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     write_images(args.folder)
     # Half of ViT-Tiny's depth is enough for digits, and sixteen patches.
-    sizes = {} if "resnet" in args.model else {"img_size": SIZE, "patch_size": 8, "depth": 6}
+    is_vit = args.model.removeprefix("ea_").startswith(("vit_", "deit_"))
+    sizes = {"img_size": SIZE, "patch_size": 8, "depth": 6} if is_vit else {}
     model = timm.create_model(args.model, num_classes=10, **{**sizes, **args.model_kwargs})
     train, validation = (
         loader(args.folder, split, args.batch_size) for split in ("train", "validation")
