@@ -4,33 +4,23 @@ from dataclasses import dataclass, field
 from typing import Dict
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.models import (
-    ARCH_CONFIG_REGISTRY,
-    register_model,
-    register_model_architecture,
-)
+from fairseq.models import ARCH_CONFIG_REGISTRY, register_model
 from fairseq.models.transformer import TransformerConfig, TransformerModel, base_architecture
-from omegaconf import DictConfig
 
+from ea_fairseq.models.options import (
+    EvolutionConfig,
+    check_evolution,
+    check_heads,
+    check_names,
+    register_architecture,
+)
 from ea_fairseq.modules import EvolvingTransformerDecoder, EvolvingTransformerEncoder
-from evolving_attention.modules import check_options
 
 ATTENTIONS = ("encoder", "decoder", "cross")
 
 
 @dataclass
-class EATransformerConfig(TransformerConfig):
-    ea_alpha: float = field(
-        default=0.1,
-        metadata={"help": "weight of the previous layer's map, 0 to 1 (default: 0.1)"},
-    )
-    ea_beta: float = field(
-        default=0.1,
-        metadata={"help": "weight of the convolution over the map, 0 to 1 (default: 0.1)"},
-    )
-    ea_kernel_size: int = field(
-        default=3, metadata={"help": "size of that convolution, odd (default: 3)"}
-    )
+class EATransformerConfig(EvolutionConfig, TransformerConfig):
     ea_attentions: str = field(
         default=",".join(ATTENTIONS),
         metadata={
@@ -38,21 +28,11 @@ class EATransformerConfig(TransformerConfig):
             "cross (encoder-decoder) (default: encoder,decoder,cross)"
         },
     )
-    ea_learnable: bool = field(
-        default=False,
-        metadata={"help": "learn alpha and beta of each layer, from the given values on"},
-    )
-
-
-EA_OPTIONS = [name for name in EATransformerConfig.__dataclass_fields__ if name.startswith("ea_")]
 
 
 def check_config(cfg: EATransformerConfig) -> None:
     """Raises ValueError, naming the option, where a model cannot be built or cannot evolve."""
-    try:
-        check_options(cfg.ea_alpha, cfg.ea_beta, cfg.ea_kernel_size)
-    except ValueError as error:
-        raise ValueError(f"--ea-{str(error).replace('_', '-', 1)}") from None
+    check_evolution(cfg)
     unknown = set(cfg.ea_attentions.split(",")) - set(ATTENTIONS)
     if unknown:
         raise ValueError(
@@ -60,11 +40,7 @@ def check_config(cfg: EATransformerConfig) -> None:
             f"got {cfg.ea_attentions!r}"
         )
     for side, part in (("encoder", cfg.encoder), ("decoder", cfg.decoder)):
-        if part.attention_heads < 1 or part.embed_dim % part.attention_heads:
-            raise ValueError(
-                f"--{side}-attention-heads must be positive and divide --{side}-embed-dim "
-                f"({part.embed_dim}), got {part.attention_heads}"
-            )
+        check_heads(side, part.attention_heads, part.embed_dim)
         if part.xformers_att_config:
             raise ValueError(
                 f"--{side}-xformers-att-config cannot be used: xFormers gives no map to evolve"
@@ -100,12 +76,7 @@ class EATransformerModel(TransformerModel):
     @classmethod
     def build_model(cls, args, task):
         """Builds the model; raises ValueError, naming the option, if it cannot be."""
-        names = args.keys() if isinstance(args, DictConfig) else vars(args)
-        unknown = [name for name in names if name.startswith("ea_") and name not in EA_OPTIONS]
-        if unknown:
-            raise ValueError(
-                f"no such option: {', '.join(unknown)}; there are {', '.join(EA_OPTIONS)}"
-            )
+        check_names(args, EATransformerConfig)
         base_architecture(args)  # options that a caller or an old checkpoint left out
         cfg = EATransformerConfig.from_namespace(args)
         check_config(cfg)
@@ -122,19 +93,6 @@ class EATransformerModel(TransformerModel):
         )
 
 
-def register_architecture(name: str, sizes) -> None:
-    """Registers `name`: the sizes set by `sizes`, and the ``--ea-*`` defaults, which a
-    checkpoint keeps that way."""
-
-    def architecture(args) -> None:
-        for option in EA_OPTIONS:
-            default = EATransformerConfig.__dataclass_fields__[option].default
-            setattr(args, option, getattr(args, option, default))
-        sizes(args)
-
-    register_model_architecture("ea_transformer", name)(architecture)
-
-
 def transformer_lite(args) -> None:
     """Transformer-Lite (paper, machine translation): 6 + 6 layers, all of width 160, 4 heads."""
     for side in ("encoder", "decoder"):
@@ -144,7 +102,9 @@ def transformer_lite(args) -> None:
     base_architecture(args)
 
 
-register_architecture("ea_transformer_lite", transformer_lite)
+register_architecture(
+    "ea_transformer", "ea_transformer_lite", transformer_lite, EATransformerConfig
+)
 for plain in (
     "transformer",
     "transformer_tiny",
@@ -154,4 +114,6 @@ for plain in (
     "transformer_vaswani_wmt_en_de_big",
     "transformer_vaswani_wmt_en_fr_big",
 ):
-    register_architecture(f"ea_{plain}", ARCH_CONFIG_REGISTRY[plain])
+    register_architecture(
+        "ea_transformer", f"ea_{plain}", ARCH_CONFIG_REGISTRY[plain], EATransformerConfig
+    )

@@ -1,0 +1,95 @@
+"""``ea_roberta``, ``ea_bert``: fairseq's RoBERTa with evolving attention, for GLUE."""
+
+from contextlib import nullcontext
+from typing import Dict
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import ARCH_CONFIG_REGISTRY, register_model
+from fairseq.models.roberta import RobertaEncoder, RobertaModel
+from fairseq.models.roberta.model import base_architecture
+from fairseq.modules.transformer_sentence_encoder import init_bert_params
+from fairseq.utils import safe_hasattr
+from omegaconf import OmegaConf, open_dict
+
+from ea_fairseq.models.ea_transformer import EATransformerConfig
+from ea_fairseq.models.options import (
+    EvolutionConfig,
+    check_evolution,
+    check_heads,
+    check_names,
+    register_architecture,
+)
+from ea_fairseq.modules import EvolvingTransformerEncoder
+
+
+class EvolvingRobertaEncoder(RobertaEncoder):
+    """fairseq's RoBERTa encoder whose self-attention maps evolve from layer to layer."""
+
+    def build_encoder(self, args, dictionary, embed_tokens) -> EvolvingTransformerEncoder:
+        cfg = EATransformerConfig.from_namespace(args)
+        check_evolution(cfg)
+        cfg.checkpoint_activations |= cfg.offload_activations
+        encoder = EvolvingTransformerEncoder(cfg, dictionary, embed_tokens)
+        encoder.apply(init_bert_params)
+        return encoder
+
+
+@register_model("ea_roberta")
+class EARobertaModel(RobertaModel):
+    """fairseq's RoBERTa whose attention maps evolve from layer to layer.
+
+    Every option and method of :class:`fairseq.models.roberta.RobertaModel`, its hub interface and
+    its classification heads included, besides the ``--ea-*`` options of
+    :class:`~ea_fairseq.models.options.EvolutionConfig` and ``--checkpoint-activations``. With
+    alpha = beta = 0 it is that model.
+    """
+
+    @classmethod
+    def hub_models(cls) -> Dict:
+        return {}
+
+    @staticmethod
+    def add_args(parser) -> None:
+        """Adds the options; the architectures give the defaults."""
+        RobertaModel.add_args(parser)
+        parser.add_argument(
+            "--checkpoint-activations",
+            action="store_true",
+            help="compute activations anew in the backward pass, which saves memory",
+        )
+        parser.add_argument(
+            "--offload-activations",
+            action="store_true",
+            help="move checkpointed activations to the CPU (sets --checkpoint-activations)",
+        )
+        gen_parser_from_dataclass(parser, EvolutionConfig(), delete_default=True, with_prefix="")
+
+    @classmethod
+    def build_model(cls, args, task):
+        """Builds the model; raises ValueError, naming the option, if it cannot be."""
+        check_names(args, EvolutionConfig)
+        with open_dict(args) if OmegaConf.is_config(args) else nullcontext():
+            base_architecture(args)  # options that a caller or an old checkpoint left out
+            if not safe_hasattr(args, "max_positions"):
+                if not safe_hasattr(args, "tokens_per_sample"):
+                    args.tokens_per_sample = task.max_positions()
+                args.max_positions = args.tokens_per_sample
+            check_heads("encoder", args.encoder_attention_heads, args.encoder_embed_dim)
+            if getattr(args, "mha_heads_to_keep", -1) != -1:
+                raise ValueError(
+                    "--mha-heads-to-keep cannot be used: heads are the channels of a convolution"
+                )
+            encoder = EvolvingRobertaEncoder(args, task.source_dictionary)
+        return cls(args, encoder)
+
+
+# BERT-Base and BERT-Large have the shapes of RoBERTa's.
+for name, plain in (
+    ("ea_roberta", "roberta"),
+    ("ea_roberta_base", "roberta_base"),
+    ("ea_roberta_large", "roberta_large"),
+    ("ea_roberta_prenorm", "roberta_prenorm"),
+    ("ea_bert_base", "roberta_base"),
+    ("ea_bert_large", "roberta_large"),
+):
+    register_architecture("ea_roberta", name, ARCH_CONFIG_REGISTRY[plain], EvolutionConfig)

@@ -1,0 +1,70 @@
+"""The ``--ea-*`` options that all models share: their names, defaults and checks."""
+
+from dataclasses import dataclass, field, fields
+from typing import Callable, Type
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import register_model_architecture
+from omegaconf import DictConfig
+
+from evolving_attention.modules import check_options
+
+
+@dataclass
+class EvolutionConfig(FairseqDataclass):
+    ea_alpha: float = field(
+        default=0.1,
+        metadata={"help": "weight of the previous layer's map, 0 to 1 (default: 0.1)"},
+    )
+    ea_beta: float = field(
+        default=0.1,
+        metadata={"help": "weight of the convolution over the map, 0 to 1 (default: 0.1)"},
+    )
+    ea_kernel_size: int = field(
+        default=3, metadata={"help": "size of that convolution, odd (default: 3)"}
+    )
+    ea_learnable: bool = field(
+        default=False,
+        metadata={"help": "learn alpha and beta of each layer, from the given values on"},
+    )
+
+
+def check_names(args, config: Type[EvolutionConfig]) -> None:
+    """Raises ValueError for an ``ea_`` option of `args` that `config` does not have."""
+    names = args.keys() if isinstance(args, DictConfig) else vars(args)
+    known = [option.name for option in fields(config) if option.name.startswith("ea_")]
+    unknown = [name for name in names if name.startswith("ea_") and name not in known]
+    if unknown:
+        raise ValueError(f"no such option: {', '.join(unknown)}; there are {', '.join(known)}")
+
+
+def check_evolution(cfg: EvolutionConfig) -> None:
+    """Raises ValueError, naming the option, for a value out of range."""
+    try:
+        check_options(cfg.ea_alpha, cfg.ea_beta, cfg.ea_kernel_size)
+    except ValueError as error:
+        raise ValueError(f"--ea-{str(error).replace('_', '-', 1)}") from None
+
+
+def check_heads(side: str, heads: int, embed_dim: int) -> None:
+    """Raises ValueError, naming the options of `side`, unless `heads` divides `embed_dim`."""
+    if heads < 1 or embed_dim % heads:
+        raise ValueError(
+            f"--{side}-attention-heads must be positive and divide --{side}-embed-dim "
+            f"({embed_dim}), got {heads}"
+        )
+
+
+def register_architecture(
+    model: str, name: str, sizes: Callable, config: Type[EvolutionConfig]
+) -> None:
+    """Registers architecture `name` of `model`: the sizes set by `sizes`, and the defaults of
+    the ``--ea-*`` options of `config`, which a checkpoint keeps that way."""
+
+    def architecture(args) -> None:
+        for option in fields(config):
+            if option.name.startswith("ea_"):
+                setattr(args, option.name, getattr(args, option.name, option.default))
+        sizes(args)
+
+    register_model_architecture(model, name)(architecture)

@@ -1,0 +1,195 @@
+"""The nine GLUE tasks (Wang et al., 2019): their official files, labels and metrics."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+
+class DataError(Exception):
+    """The data cannot be used; the message says which file and line, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: of the task, and of its folder in the official archive.
+        inputs: the columns that hold the sentence, or the pair of sentences.
+        label: the column of the label.
+        labels: the labels, in the order of the model's classes; none if it is a score, 0 to 5.
+        metrics: the official ones, of METRICS.
+        header: the columns of the labelled files, if those do not name them in a first line.
+        files: the official files of each of fairseq's splits; where there are several names, the
+            first file that exists is taken.
+        lr, batch_size: of fairseq's fine-tuning recipe for RoBERTa.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    label: str = "label"
+    labels: tuple[str, ...] = ("0", "1")
+    metrics: tuple[str, ...] = ("accuracy",)
+    header: tuple[str, ...] = ()
+    files: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("train", ("train.tsv",)),
+        ("valid", ("dev.tsv",)),
+        ("test", ("test.tsv",)),
+    )
+    lr: float = 1e-5
+    batch_size: int = 32
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.labels
+
+
+PAIR = ("sentence1", "sentence2")
+INFERENCE = ("not_entailment", "entailment")
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "CoLA",
+            ("sentence",),
+            metrics=("mcc",),
+            header=("source", "label", "star", "sentence"),
+            # The corpus' own release has GLUE's dev.tsv in two parts.
+            files=(
+                ("train", ("train.tsv", "in_domain_train.tsv")),
+                ("valid", ("dev.tsv", "in_domain_dev.tsv")),
+                ("valid1", ("out_of_domain_dev.tsv",)),
+                ("test", ("test.tsv",)),
+            ),
+            batch_size=16,
+        ),
+        Task("SST-2", ("sentence",)),
+        Task(
+            "MRPC",
+            ("#1 String", "#2 String"),
+            label="Quality",
+            metrics=("f1", "accuracy"),
+            batch_size=16,
+        ),
+        Task(
+            "STS-B",
+            PAIR,
+            label="score",
+            labels=(),
+            metrics=("pearson", "spearman"),
+            lr=2e-5,
+            batch_size=16,
+        ),
+        Task("QQP", ("question1", "question2"), label="is_duplicate", metrics=("f1", "accuracy")),
+        Task(
+            "MNLI",
+            PAIR,
+            label="gold_label",
+            labels=("contradiction", "neutral", "entailment"),
+            files=(
+                ("train", ("train.tsv",)),
+                ("valid", ("dev_matched.tsv",)),
+                ("valid1", ("dev_mismatched.tsv",)),
+                ("test", ("test_matched.tsv",)),
+                ("test1", ("test_mismatched.tsv",)),
+            ),
+        ),
+        Task("QNLI", ("question", "sentence"), labels=INFERENCE),
+        Task("RTE", PAIR, labels=INFERENCE, lr=2e-5, batch_size=16),
+        Task("WNLI", PAIR, lr=2e-5, batch_size=16),
+    )
+}
+
+METRICS = {
+    "accuracy": accuracy_score,
+    "f1": f1_score,
+    "mcc": matthews_corrcoef,
+    "pearson": lambda targets, predictions: pearsonr(targets, predictions)[0],
+    "spearman": lambda targets, predictions: spearmanr(targets, predictions)[0],
+}
+
+
+def score(task: Task, targets: list, predictions: list) -> dict[str, float]:
+    """The task's official metrics, in per cent; classes are given by their index."""
+    return {name: 100 * float(METRICS[name](targets, predictions)) for name in task.metrics}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One line: its sentence or sentences, and its label; None in a test set, which hides it."""
+
+    inputs: tuple[str, ...]
+    label: str | None
+
+
+def find_files(task: Task, raw: Path) -> dict[str, Path]:
+    """The official files of the task's splits under `raw`; the test sets may be missing."""
+    folder = raw / task.name
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}; --raw is the folder that holds {task.name}")
+    found = {}
+    for split, names in task.files:
+        paths = [folder / name for name in names if (folder / name).is_file()]
+        if paths:
+            found[split] = paths[0]
+        elif split in ("train", "valid"):
+            raise DataError(f"no {' or '.join(names)} in {folder}")
+    return found
+
+
+def read(task: Task, path: Path, split: str, skip_bad_lines: bool = False) -> Iterator[Example]:
+    """The examples of an official file. DataError, with the line, where it is not as it must be.
+
+    `skip_bad_lines` skips lines with a wrong number of columns, which older copies of QQP have.
+    """
+    hides_label = split.startswith("test")
+    wanted = task.inputs if hides_label else (*task.inputs, task.label)
+    columns = None if hides_label or not task.header else task.header
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        numbered = enumerate(file, 1)
+        try:
+            if columns is None:
+                columns = tuple(next(numbered, (1, ""))[1].rstrip("\r\n").split("\t"))
+                missing = [name for name in wanted if name not in columns]
+                if missing:
+                    raise DataError(
+                        f"{path}, line 1: no column {', '.join(missing)}; {task.name} has a first "
+                        f"line that names {', '.join(wanted)}, this one is {columns}"
+                    )
+            places = [columns.index(name) for name in task.inputs]
+            for number, line in numbered:
+                fields = line.rstrip("\r\n").split("\t")
+                if len(fields) != len(columns):
+                    if skip_bad_lines:
+                        continue
+                    raise DataError(
+                        f"{path}, line {number}: {len(fields)} columns instead of {len(columns)} "
+                        f"({', '.join(columns)}), separated by tabs; --skip-bad-lines skips such"
+                    )
+                label = None
+                if not hides_label:
+                    label = fields[columns.index(task.label)]
+                    check_label(task, label, f"{path}, line {number}")
+                yield Example(tuple(fields[place] for place in places), label)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 text ({error.reason})") from None
+
+
+def check_label(task: Task, label: str, where: str) -> None:
+    """DataError unless the label is one of the task's."""
+    if not task.is_regression:
+        if label not in task.labels:
+            raise DataError(
+                f"{where}: label {label!r}; those of {task.name} are {', '.join(task.labels)}"
+            )
+        return
+    try:
+        in_range = 0 <= float(label) <= 5
+    except ValueError:
+        in_range = False
+    if not in_range:
+        raise DataError(f"{where}: score {label!r}; those of {task.name} are numbers from 0 to 5")

@@ -1,0 +1,311 @@
+#!/usr/bin/env python3
+"""Make text and the GLUE tasks ready for fairseq's masked_lm and sentence_prediction.
+
+    python examples/glue/prepare.py text  --text FILE ... --out data/text
+    python examples/glue/prepare.py tasks --raw glue_data --bpe data/text/bpe --out data/glue
+
+`text` makes data to pre-train on, out of plain text, and learns a BPE from it unless one is given;
+`tasks` makes data to fine-tune on, out of the official files of GLUE. Nothing is downloaded.
+
+A BPE (--bpe) is a folder with dict.txt, fairseq's dictionary, and either encoder.json and
+vocab.bpe (GPT-2's byte-level BPE, which the released RoBERTa models use; what is learned here is
+of the same kind) or bpecodes (subword-nmt).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from multiprocessing import Pool
+from pathlib import Path
+
+from fairseq.data import Dictionary, encoders, indexed_dataset
+from glue import TASKS, DataError, Task, find_files, read
+from tokenizers import ByteLevelBPETokenizer
+from tqdm import tqdm
+
+CHUNK = 1000  # lines handed to a worker at a time
+
+
+class Bpe:
+    """The BPE of a folder: how lines become tokens, and the dictionary that numbers those."""
+
+    def __init__(self, folder: Path) -> None:
+        if (folder / "encoder.json").is_file() and (folder / "vocab.bpe").is_file():
+            self.options = Namespace(
+                bpe="gpt2",
+                gpt2_encoder_json=str(folder / "encoder.json"),
+                gpt2_vocab_bpe=str(folder / "vocab.bpe"),
+            )
+        elif (folder / "bpecodes").is_file():
+            self.options = Namespace(bpe="subword_nmt", bpe_codes=str(folder / "bpecodes"))
+        else:
+            raise DataError(
+                f"no BPE in {folder}: it needs encoder.json and vocab.bpe (GPT-2's), or bpecodes "
+                "(subword-nmt), and dict.txt"
+            )
+        if not (folder / "dict.txt").is_file():
+            raise DataError(f"no dict.txt in {folder}: the dictionary that belongs to the BPE")
+        self.dictionary = Dictionary.load(str(folder / "dict.txt"))
+
+    def encode(self, lines: Iterable[str], workers: int) -> Iterator[str]:
+        """The tokens of each line, separated by spaces; empty lines stay empty."""
+        if workers == 1:
+            start_worker(self.options)
+            yield from map(encode_line, lines)
+            return
+        with Pool(workers, start_worker, (self.options,)) as pool:
+            yield from pool.imap(encode_line, lines, CHUNK)
+
+
+def start_worker(options: Namespace) -> None:
+    global worker_bpe
+    worker_bpe = encoders.build_bpe(options)
+
+
+def encode_line(line: str) -> str:
+    line = line.strip()
+    return worker_bpe.encode(line) if line else ""
+
+
+def binarize(prefix: Path, lines: Iterable[str], dictionary: Dictionary) -> Counter[str]:
+    """Writes prefix.bin and prefix.idx as fairseq-preprocess does; counts what there was."""
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    builder = indexed_dataset.make_builder(f"{prefix}.bin", "mmap", len(dictionary))
+    counts: Counter[str] = Counter()
+    for line in lines:
+        tokens = dictionary.encode_line(line, add_if_not_exist=False)
+        counts += Counter(
+            lines=1, tokens=len(tokens), unknown=int(tokens.eq(dictionary.unk()).sum())
+        )
+        builder.add_item(tokens)
+    builder.finalize(f"{prefix}.idx")
+    return counts
+
+
+def report(what: str, counts: Counter[str]) -> None:
+    print(f"{what}: {counts['lines']} lines, {counts['tokens']} tokens", end="")
+    print(f", {counts['unknown']} not in the dictionary" if counts["unknown"] else "")
+
+
+# ------------------------------------------------------------------------------- text
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a text file, without their ends. DataError if it is none."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for line in file:
+                yield line.rstrip("\r\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason})") from None
+
+
+def documents(lines: Iterable[str]) -> list[list[str]]:
+    """What empty lines separate; if there are none, each line by itself."""
+    lines = list(lines)
+    if all(line.strip() for line in lines):
+        return [[line] for line in lines]
+    found: list[list[str]] = [[]]
+    for line in lines:
+        if line.strip():
+            found[-1].append(line)
+        elif found[-1]:
+            found.append([])
+    return [document for document in found if document]
+
+
+def learn_bpe(documents: list[list[str]], size: int, folder: Path) -> None:
+    """Learns a byte-level BPE of `size` tokens, in GPT-2's files, its dictionary beside it."""
+    lines = [line for document in documents for line in document]
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(lines, vocab_size=size, show_progress=False)
+    folder.mkdir(parents=True)
+    vocabulary, merges = tokenizer.save_model(str(folder))
+    os.remove(vocabulary)
+    os.replace(merges, folder / "vocab.bpe")
+    numbers = tokenizer.get_vocab()
+    (folder / "encoder.json").write_text(json.dumps(numbers), encoding="ascii")
+    counts: Counter[int] = Counter()
+    for encoding in tokenizer.encode_batch(lines):
+        counts.update(encoding.ids)
+    # All tokens are in it, those that the text never uses too: then no text has an unknown one.
+    order = sorted(numbers.values(), key=lambda number: (-counts[number], number))
+    rows = "".join(f"{number} {counts[number]}\n" for number in order)
+    (folder / "dict.txt").write_text(rows, encoding="ascii")
+
+
+def prepare_text(args: argparse.Namespace, out: Path) -> None:
+    """Writes dict.txt, train and valid as masked_lm reads them, and bpe/ if none was given."""
+    found = [document for path in args.text for document in documents(lines_of(path))]
+    for name in args.tasks or ():
+        task = TASKS[name]
+        examples = read(task, find_files(task, args.raw)["train"], "train", args.skip_bad_lines)
+        found += [list(example.inputs) for example in examples]
+    if args.valid:
+        sets = {"train": found, "valid": documents(lines_of(args.valid))}
+    else:
+        valid = found[args.valid_every - 1 :: args.valid_every]
+        del found[args.valid_every - 1 :: args.valid_every]
+        sets = {"train": found, "valid": valid}
+    for name, content in sets.items():
+        if not content:
+            raise DataError(f"no text for the {name} set; give more text, or --valid FILE")
+    if args.bpe is None:
+        learn_bpe(sets["train"], args.vocabulary, out / "bpe")
+    bpe = Bpe(args.bpe or out / "bpe")
+    bpe.dictionary.save(str(out / "dict.txt"))
+    for name, content in sets.items():
+        lines = [line for document in content for line in (*document, "")]
+        encoded = bpe.encode(tqdm(lines, name, disable=None), args.workers)
+        report(name, binarize(out / name, encoded, bpe.dictionary))
+
+
+# ------------------------------------------------------------------------------- tasks
+
+
+def prepare_task(args: argparse.Namespace, task: Task, bpe: Bpe, out: Path) -> None:
+    """Writes input0/, input1/ and label/ as sentence_prediction reads them."""
+    (out / "label").mkdir(parents=True)
+    label_dictionary = Dictionary()
+    for label in task.labels:
+        label_dictionary.add_symbol(label)
+    if not task.is_regression:
+        label_dictionary.save(str(out / "label" / "dict.txt"))
+    for split, path in find_files(task, args.raw).items():
+        examples = list(read(task, path, split, args.skip_bad_lines))
+        if not examples:
+            raise DataError(f"{path}: no examples")
+        for index in range(len(task.inputs)):
+            lines = tqdm(
+                [example.inputs[index] for example in examples],
+                f"{task.name} {split} {task.inputs[index]}",
+                disable=None,
+            )
+            folder = out / f"input{index}"
+            counts = binarize(folder / split, bpe.encode(lines, args.workers), bpe.dictionary)
+            bpe.dictionary.save(str(folder / "dict.txt"))
+            report(f"{task.name} {split} {task.inputs[index]}", counts)
+        if examples[0].label is None:
+            continue
+        if task.is_regression:  # fairseq's recipe scales the scores to [0, 1]
+            scores = "".join(f"{float(example.label) / 5}\n" for example in examples)
+            (out / "label" / f"{split}.label").write_text(scores)
+        else:
+            labels = (example.label for example in examples)
+            binarize(out / "label" / split, labels, label_dictionary)
+
+
+def prepare_tasks(args: argparse.Namespace, out: Path) -> None:
+    """Each task in a folder of its own name."""
+    bpe = Bpe(args.bpe)
+    for name in args.tasks or TASKS:
+        prepare_task(args, TASKS[name], bpe, out / name)
+
+
+# ------------------------------------------------------------------------------- commands
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return number
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    text = commands.add_parser("text", help="plain text, for masked_lm")
+    text.set_defaults(prepare=prepare_text)
+    text.add_argument(
+        "--text",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="plain text, one sentence or paragraph a line, documents separated by empty lines",
+    )
+    text.add_argument(
+        "--tasks", nargs="+", choices=TASKS, help="the sentences these GLUE tasks train on"
+    )
+    text.add_argument("--raw", type=Path, help="the folder of GLUE's official files, for --tasks")
+    text.add_argument("--valid", type=Path, metavar="FILE", help="text to validate with")
+    text.add_argument(
+        "--valid-every",
+        type=positive,
+        default=50,
+        metavar="N",
+        help="without --valid, every N-th document is validated with (default: %(default)s)",
+    )
+    text.add_argument(
+        "--bpe", type=Path, metavar="FOLDER", help="a BPE to use; else one is learned"
+    )
+    text.add_argument(
+        "--vocabulary",
+        type=positive,
+        default=8000,
+        metavar="SIZE",
+        help="without --bpe, tokens of the one that is learned (default: %(default)s)",
+    )
+
+    tasks = commands.add_parser("tasks", help="GLUE, for sentence_prediction")
+    tasks.set_defaults(prepare=prepare_tasks)
+    tasks.add_argument(
+        "--raw",
+        type=Path,
+        required=True,
+        help="the folder of GLUE's official files: CoLA/train.tsv, ...",
+    )
+    tasks.add_argument("--tasks", nargs="+", choices=TASKS, help="which (default: all nine)")
+    tasks.add_argument("--bpe", type=Path, required=True, metavar="FOLDER", help="the BPE to use")
+    for command in (text, tasks):
+        command.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+        command.add_argument(
+            "--skip-bad-lines",
+            action="store_true",
+            help="skip lines with a wrong number of columns, which older copies of QQP have",
+        )
+        command.add_argument(
+            "--workers",
+            type=positive,
+            default=os.cpu_count(),
+            help="processes (default: all cores)",
+        )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command == "text" and not args.text and not args.tasks:
+        parser.error("nothing to read: give --text FILE ... or --tasks TASK ... --raw FOLDER")
+    if args.tasks and args.raw is None:
+        parser.error("--tasks needs --raw, the folder of GLUE's official files")
+    if args.out.exists():
+        parser.error(f"--out {args.out} exists already; remove it or choose another")
+    part = args.out.with_name(args.out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        args.prepare(args, part)
+        part.rename(args.out)
+    except DataError as error:
+        sys.exit(f"prepare.py: error: {error}")
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
