@@ -34,6 +34,7 @@ EXTRAS = {
     "timm": ["timm>=1.0.31"],
     # Nothing here runs on this one yet, so nothing bounds it.
     "timeseries": ["aeon"],
+    "glue": ["tokenizers>=0.23.3", "scikit-learn>=1.7.2"],
     "viz": ["matplotlib>=3.10.9"],
     "demo": ["num2words>=0.5.14", "babel>=2.18", "scikit-learn>=1.7.2"],
     "dev": [
