@@ -4,15 +4,18 @@ import importlib
 import json
 import random
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from fairseq.data import Dictionary, data_utils, encoders
 from sklearn.metrics import f1_score, matthews_corrcoef
-from test_fairseq_commands import USER_DIR, fairseq, weights
+from test_fairseq_commands import ONE_THREAD, USER_DIR, command, fairseq, weights
 from tokenizers import ByteLevelBPETokenizer
 
 from ea_fairseq.models.ea_roberta import EARobertaModel
@@ -52,6 +55,20 @@ HEADERS = {
 }
 SIZES = {"train": 40, "valid": 12, "valid1": 8, "test": 6, "test1": 5}
 WORDS = "the café dog doesn't see a cat “there” , yet 37 naïve birds sing".split()
+
+
+# Written out once more: what each task's labels, metrics and recipe are known to be.
+TASKS = {
+    "CoLA": (("0", "1"), ("mcc",), "mcc", 1e-5, 16),
+    "SST-2": (("0", "1"), ("accuracy",), "accuracy", 1e-5, 32),
+    "MRPC": (("0", "1"), ("f1", "accuracy"), "acc_and_f1", 1e-5, 16),
+    "STS-B": ((), ("pearson", "spearman"), "loss", 2e-5, 16),
+    "QQP": (("0", "1"), ("f1", "accuracy"), "acc_and_f1", 1e-5, 32),
+    "MNLI": (("contradiction", "neutral", "entailment"), ("accuracy",), "accuracy", 1e-5, 32),
+    "QNLI": (("not_entailment", "entailment"), ("accuracy",), "accuracy", 1e-5, 32),
+    "RTE": (("not_entailment", "entailment"), ("accuracy",), "accuracy", 2e-5, 16),
+    "WNLI": (("0", "1"), ("accuracy",), "accuracy", 2e-5, 16),
+}
 
 
 def columns_of(header):
@@ -133,6 +150,13 @@ def decoded(prefix, bpe):
 # ------------------------------------------------------------------------------- preparation
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_the_tasks_are_as_known(name):
+    task = glue.TASKS[name]
+    assert (task.labels, task.metrics, task.best, task.lr, task.batch_size) == TASKS[name]
+    assert glue.TASKS.keys() == TASKS.keys()
+
+
 @pytest.mark.parametrize("name", glue.TASKS)
 def test_every_split_holds_the_official_sentences_and_labels(raw, text, tasks, name):
     task, bpe = glue.TASKS[name], bpe_of(text / "bpe")
@@ -197,7 +221,7 @@ def test_documents_and_validation_text(tmp_path):
         ["three"],
         ["four"],
     ]
-    assert prepare.documents(["one", "two"]) == [["one"], ["two"]]
+    assert prepare.documents(["one", "two", ""]) == [["one"], ["two"]]
     run("text", "--text", tmp_path / "a.txt", "--valid-every", 2, "--out", tmp_path / "out")
     bpe = bpe_of(tmp_path / "out" / "bpe")
     assert decoded(tmp_path / "out" / "train", bpe) == ["one", "two", "", "four", ""]
@@ -253,10 +277,10 @@ def test_wrong_files_are_named_and_nothing_is_left(
     with pytest.raises(SystemExit) as stopped:
         run("tasks", *options, "--out", tmp_path / "out")
     assert message in str(stopped.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+    assert not list(tmp_path.glob("out/*"))
 
 
-def test_bad_lines_are_skipped_if_asked_for(raw, text, tmp_path):
+def test_bad_lines_are_left_out_if_asked_for(raw, text, tmp_path, capsys):
     folder = tmp_path / "raw" / "QQP"
     folder.mkdir(parents=True)
     for path in (raw[0] / "QQP").iterdir():
@@ -267,6 +291,34 @@ def test_bad_lines_are_skipped_if_asked_for(raw, text, tmp_path):
     run("tasks", *options, "--out", tmp_path / "out")
     lines = decoded(tmp_path / "out" / "QQP" / "input0" / "train", bpe_of(text / "bpe"))
     assert len(lines) == SIZES["train"]
+    assert "1 lines with a wrong number of columns left out" in capsys.readouterr().out
+    with (folder / "test.tsv").open("a") as file:  # the server counts these
+        file.write("a question with\ta tab\n")
+    with pytest.raises(SystemExit, match=r"test\.tsv, line 8: 2 columns instead of 3"):
+        run("tasks", *options, "--out", tmp_path / "other")
+
+
+def test_a_task_can_be_added(raw, text, tmp_path):
+    options = ["--raw", raw[0], "--bpe", text / "bpe", "--out", tmp_path / "out"]
+    run("tasks", *options, "--tasks", "RTE")
+    run("tasks", *options, "--tasks", "CoLA")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["CoLA", "RTE"]
+    with pytest.raises(SystemExit, match="RTE exists already"):
+        run("tasks", *options, "--tasks", "MRPC", "RTE")
+    assert not (tmp_path / "out" / "MRPC").exists()
+
+
+def test_a_dictionary_of_another_bpe_is_refused(raw, text, tmp_path):
+    bpe = tmp_path / "bpe"
+    shutil.copytree(text / "bpe", bpe)
+    (bpe / "dict.txt").write_text("the 1\ndog 1\n")
+    options = ["--raw", raw[0], "--tasks", "RTE", "--bpe", bpe, "--out", tmp_path / "out"]
+    with pytest.raises(SystemExit, match="tokens are not in .*dict.txt"):
+        run("tasks", *options)
+    assert not (tmp_path / "out" / "RTE").exists()
+    (bpe / "encoder.json").write_text("{")
+    with pytest.raises(SystemExit, match="cannot be read"):
+        run("tasks", *options)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +328,7 @@ def test_bad_lines_are_skipped_if_asked_for(raw, text, tmp_path):
         (["text", "--tasks", "RTE", "--out", "x"], "--tasks needs --raw"),
         (["text", "--text", "missing.txt", "--out", "x"], "cannot read missing.txt"),
         (["tasks", "--raw", ".", "--bpe", ".", "--out", "x"], "no BPE in ."),
-        (["tasks", "--raw", ".", "--bpe", ".", "--out", "."], "--out . exists already"),
+        (["text", "--text", "missing.txt", "--out", "."], ". exists already"),
     ],
 )
 def test_wrong_options_are_named(tmp_path, monkeypatch, capsys, options, message):
@@ -288,6 +340,7 @@ def test_wrong_options_are_named(tmp_path, monkeypatch, capsys, options, message
 
 # ------------------------------------------------------------------------------- the whole road
 
+POSITIONS = 64
 SMALL = [
     *("--encoder-layers", 2, "--encoder-embed-dim", 32, "--encoder-ffn-embed-dim", 64),
     *("--encoder-attention-heads", 2, "--cpu", "--num-workers", 0),
@@ -298,7 +351,7 @@ def pretrain(text, save_dir, *options):
     fairseq(
         "train",
         *(text, "--user-dir", USER_DIR, "--task", "masked_lm", "--criterion", "masked_lm"),
-        *(*SMALL, "--tokens-per-sample", 64, "--sample-break-mode", "complete_doc"),
+        *(*SMALL, "--tokens-per-sample", POSITIONS, "--sample-break-mode", "complete_doc"),
         *("--optimizer", "adam", "--lr", 0.003, "--batch-size", 8, "--save-dir", save_dir),
         *("--required-batch-size-multiple", 1),
         *("--log-format", "json", *options),
@@ -350,6 +403,8 @@ def learnable_task(raw, name, rng, size=96):
             words = rng.choices([word for word in WORDS if word != "dog"], k=4)
             if dog := rng.random() < 0.5:
                 words[rng.randrange(4)] = "dog"
+            if (split, number) == ("train", 0):
+                words += ["birds"] * 99  # longer than the model takes
             line, index = " ".join(words), str(number)
             if name == "CoLA":
                 row = [index, line] if split == "test" else ["x", str(int(dog)), "", line]
@@ -371,20 +426,21 @@ def learnable_task(raw, name, rng, size=96):
         ("STS-B", ["--arch", "ea_roberta", "--ea-learnable", "--ea-alpha", 0, "--ea-beta", 0]),
     ],
 )
-def test_finetuning_and_evaluation(text, pretrained, tmp_path, capsys, name, model):
+def test_finetuning_and_evaluation(text, tasks, pretrained, tmp_path, capsys, name, model):
     """From a pre-trained evolving model, and from a plain one; classes, and scores."""
     learnable_task(tmp_path / "raw", name, random.Random(1))
     options = ["--raw", tmp_path / "raw", "--tasks", name, "--bpe", text / "bpe"]
     run("tasks", *options, "--out", tmp_path / "data")
     data, save_dir = tmp_path / "data" / name, tmp_path / "checkpoints"
-    command = [
+    arguments = [
         *(name, "--data", data, "--save-dir", save_dir, "--seeds", 1, "--epochs", 25),
         *("--checkpoint", pretrained[0 if name == "CoLA" else 1], "--lr", 0.003, "--batch-size", 8),
-        *(*model, *SMALL, "--max-positions", 64, "--log-interval", 1),
+        *(*model, *SMALL, "--max-positions", POSITIONS, "--log-interval", 1),
     ]
     capsys.readouterr()
-    finetune.main([str(option) for option in command])
+    finetune.main([str(option) for option in arguments])
     printed = capsys.readouterr().out
+    assert printed.startswith("1 of 96 training examples are longer than --max-positions 64")
     metric = glue.TASKS[name].metrics[0]
     best = float(printed.split(f"{metric} ")[1].split()[0])
     assert best > 80
@@ -393,7 +449,7 @@ def test_finetuning_and_evaluation(text, pretrained, tmp_path, capsys, name, mod
     assert (stays_fresh in log) == (name == "STS-B")
 
     # A finished seed is only scored again; evaluate.py says the same.
-    finetune.main([str(option) for option in command])
+    finetune.main([str(option) for option in arguments])
     assert capsys.readouterr().out == printed
     checkpoint = save_dir / "seed1" / "checkpoint_best.pt"
     same = [name, "--data", str(data), "--checkpoint", str(checkpoint)]
@@ -409,7 +465,7 @@ def test_finetuning_and_evaluation(text, pretrained, tmp_path, capsys, name, mod
         *("--num-classes", len(glue.TASKS[name].labels) or 1, "--valid-subset", "valid"),
         *("--batch-size", 8, "--required-batch-size-multiple", 1, "--cpu"),
         *(("--regression-target", "--report-pearson-and-spearman") if name == "STS-B" else ()),
-        *("--log-format", "json", "--max-positions", 64),
+        *("--log-format", "json", "--max-positions", POSITIONS),
     )
     printed_by_fairseq = re.search(rf'"valid_{report}": "(.*?)"', out).group(1)
     assert float(printed_by_fairseq) == best
@@ -427,6 +483,69 @@ def test_finetuning_and_evaluation(text, pretrained, tmp_path, capsys, name, mod
     with pytest.raises(SystemExit, match="test of .* has no labels: give --predictions"):
         evaluate.main([*same, "--split", "test"])
 
+    # Other options, another checkpoint, other data: refused.
+    with pytest.raises(SystemExit, match="holds a run with other options"):
+        finetune.main([str(option) for option in [*arguments, "--ea-kernel-size", 1]])
+    with pytest.raises(SystemExit, match="was not fine-tuned"):
+        evaluate.main([*same[:-1], str(pretrained[0])])
+    other = "RTE" if name == "STS-B" else "MNLI"
+    with pytest.raises(SystemExit, match=f"was fine-tuned for .*, not on {other}"):
+        evaluate.main([other, "--data", str(tasks / other), *same[3:]])
+    with pytest.raises(SystemExit, match=f"is of {name}, not of {other}"):
+        evaluate.main([other, *same[1:]])
+    with pytest.raises(SystemExit, match="no task.txt in it"):
+        evaluate.main([name, "--data", str(tmp_path), *same[3:]])
+
+    files = {
+        "gpt2_encoder_json": str(text / "bpe" / "encoder.json"),
+        "gpt2_vocab_bpe": str(text / "bpe" / "vocab.bpe"),
+    }
+    hub = EARobertaModel.from_pretrained(
+        str(checkpoint.parent), checkpoint.name, str(data), **files
+    ).eval()
+    for line, row in zip(sentences[:5], rows, strict=False):
+        inputs = line.split("\t")[1:] if name == "CoLA" else line.split("\t")[-2:]
+        tokens = hub.encode(*inputs)
+        logits = hub.predict("sentence_classification_head", tokens, return_logits=True)[0]
+        found = logits.argmax().item() if name == "CoLA" else 5 * logits.item()
+        assert found == pytest.approx(float(row.split("\t")[1]), abs=0.002) or not 0 < found < 5
+
+
+RESET = ["--reset-optimizer", "--reset-dataloader", "--reset-meters"]
+
+
+def test_a_plain_checkpoint_by_restore_file(text, pretrained, tmp_path):
+    evolving = ["--arch", "ea_roberta", "--ea-learnable", "--ea-alpha", 0, "--ea-beta", 0]
+    updates = ["--max-update", 1, "--lr", 0, "--restore-file", pretrained[1], *RESET]
+    restored = weights(pretrain(text, tmp_path, *evolving, *updates))
+    for name, value in weights(pretrained[1]).items():
+        assert torch.equal(restored.pop(name), value), name
+    assert restored and all(".evolution." in name for name in restored)
+
+
+def test_hydra(text, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(
+        f"""# @package _group_
+common: {{cpu: true, user_dir: {USER_DIR}}}
+task: {{_name: masked_lm, data: {text}, sample_break_mode: complete_doc, tokens_per_sample: 64}}
+criterion: masked_lm
+dataset: {{batch_size: 8, required_batch_size_multiple: 1, num_workers: 0}}
+optimizer: {{_name: adam}}
+lr_scheduler: fixed
+optimization: {{max_update: 1, lr: [0.001]}}
+checkpoint: {{save_dir: {tmp_path}/checkpoints}}
+model: {{_name: ea_roberta, max_positions: 64, encoder_layers: 2, encoder_embed_dim: 32,
+  encoder_attention_heads: 2, ea_beta: 0.3}}
+"""
+    )
+    options = ["--config-dir", tmp_path, "--config-name", "tiny", "+model.ea_alpha=0.25"]
+    subprocess.run(command("hydra_train", *options), check=True, env=ONE_THREAD, cwd=tmp_path)
+    (model,), *_ = checkpoint_utils.load_model_ensemble_and_task(
+        [str(tmp_path / "checkpoints" / "checkpoint_last.pt")]
+    )
+    evolution = model.encoder.sentence_encoder.layers[1].self_attn.evolution
+    assert (evolution.alpha, evolution.beta) == (0.25, 0.3)
+
 
 def test_a_failed_training_says_why(tasks, tmp_path):
     options = ["--data", tasks / "RTE", "--save-dir", tmp_path, "--seeds", 1, "--ea-alpha", 2]
@@ -439,11 +558,10 @@ def test_the_command_of_every_task_fits_its_data(tasks, tmp_path, name):
     """fairseq takes the options, and the model the data: one update each."""
     options = ["--data", tasks / name, "--save-dir", tmp_path, "--seeds", 1, "--epochs", 1]
     arguments = [*options, *SMALL, "--arch", "ea_roberta", "--max-update", 1, "--no-save"]
-    parsed = {}
 
     def train_here(args):
-        command = finetune.train_command(args, glue.TASKS[name], tmp_path, 1)
-        parsed["out"] = fairseq("train", *command[3:], "--log-format", "json")
+        line = finetune.train_command(args, glue.TASKS[name], tmp_path, 1)
+        fairseq("train", *line[3:], "--log-format", "json")
         return {}
 
     with pytest.MonkeyPatch.context() as patch:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
-from glue import TASKS, DataError, Task, score
+from fairseq.tasks.sentence_prediction import SentencePredictionTask
+from glue import TASKS, DataError, Task, check_prepared, score
 from tqdm import tqdm
 
 USER_DIR = Path(__file__).resolve().parents[2] / "ea_fairseq"
@@ -25,35 +27,34 @@ USER_DIR = Path(__file__).resolve().parents[2] / "ea_fairseq"
 def predict(task: Task, checkpoint: Path, data: Path, split: str) -> tuple[list, list | None]:
     """The model's predictions for a split that prepare.py wrote, in the order of its file.
 
-    Returns classes by their index, or scores from 0 to 5; and the targets, None in a test set.
-    DataError if the data or the checkpoint are not there or of another task.
+    Returns classes by their index, or scores (in training 0 to 5); and the targets, None in a test
+    set. DataError if the data or the checkpoint are not there, or not of the task.
     """
+    check_prepared(task, data)
     for path in (checkpoint, data / "input0" / f"{split}.idx"):
         if not path.exists():
             raise DataError(f"no {path}")
-    utils.import_user_module(argparse.Namespace(user_dir=str(USER_DIR)))
+    utils.import_user_module(Namespace(user_dir=str(USER_DIR)))
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), {"data": str(data)})
+    check_checkpoint(task, state, checkpoint, data)
     (model,), cfg, fairseq_task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(checkpoint)], arg_overrides={"data": str(data)}
+        [str(checkpoint)], state=state
     )
-    head = getattr(cfg.task, "classification_head_name", None)
-    if head is None or fairseq_task.cfg.num_classes != (len(task.labels) or 1):
-        raise DataError(f"{checkpoint} was not fine-tuned on {task.name}, or on a task like it")
     fairseq_task.load_dataset(split)
     dataset = fairseq_task.dataset(split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     predictions, targets = [None] * len(dataset), [None] * len(dataset)
-    batches = data_utils.batch_by_size(
-        dataset.ordered_indices(), dataset.num_tokens, max_sentences=32
-    )
+    order = dataset.ordered_indices()
+    batches = data_utils.batch_by_size(order, dataset.num_tokens, max_sentences=32)
     for indices in tqdm(batches, f"{task.name} {split}", disable=None):
         sample = dataset.collater([dataset[index] for index in indices])
-        tokens = sample["net_input"]["src_tokens"].to(device)
-        logits, _ = model(tokens, features_only=True, classification_head_name=head)
-        if task.is_regression:
-            found = (5 * logits.float().view(-1)).clamp(0, 5)
-        else:
-            found = logits.argmax(dim=1)
+        logits, _ = model(
+            sample["net_input"]["src_tokens"].to(device),
+            features_only=True,
+            classification_head_name=cfg.task.classification_head_name,
+        )
+        found = 5 * logits.float().view(-1) if task.is_regression else logits.argmax(dim=1)
         found = found.tolist()
         for place, index in enumerate(sample["id"].tolist()):
             predictions[index] = found[place]
@@ -63,12 +64,33 @@ def predict(task: Task, checkpoint: Path, data: Path, split: str) -> tuple[list,
     return predictions, None if None in targets else targets
 
 
+def check_checkpoint(task: Task, state: dict, checkpoint: Path, data: Path) -> None:
+    """DataError unless the checkpoint was fine-tuned on such a task, with the same dictionary."""
+    cfg = state["cfg"]
+    if cfg is None or cfg.task._name != "sentence_prediction":
+        raise DataError(f"{checkpoint} was not fine-tuned: its task is not sentence_prediction")
+    is_regression = cfg.criterion.regression_target
+    if (cfg.task.num_classes, is_regression) != (len(task.labels) or 1, task.is_regression):
+        kind = "a score" if is_regression else f"{cfg.task.num_classes} classes"
+        raise DataError(f"{checkpoint} was fine-tuned for {kind}, not on {task.name}")
+    symbols = len(SentencePredictionTask.load_dictionary(str(data / "input0" / "dict.txt")))
+    known = len(state["model"]["encoder.sentence_encoder.embed_tokens.weight"])
+    if symbols != known:
+        raise DataError(
+            f"{checkpoint} knows {known} tokens, the dictionary of --data {data} has {symbols}: "
+            "they were prepared with different BPEs"
+        )
+
+
 def write_predictions(task: Task, predictions: list, path: Path) -> None:
     """The file the GLUE server takes: a header, then index and label of each line."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write("index\tprediction\n")
         for index, prediction in enumerate(predictions):
-            label = f"{prediction:.3f}" if task.is_regression else task.labels[prediction]
+            if task.is_regression:
+                label = f"{min(max(prediction, 0), 5):.3f}"
+            else:
+                label = task.labels[prediction]
             file.write(f"{index}\t{label}\n")
 
 

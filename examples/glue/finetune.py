@@ -4,9 +4,10 @@
     python examples/glue/finetune.py CoLA --data data/glue/CoLA --checkpoint pretrained.pt \\
         --arch ea_roberta_base --seeds 1 2 3 --save-dir checkpoints/CoLA [fairseq-train's options]
 
-Learning rate, batch size, 10 epochs and 6 % warm-up are those of fairseq's recipe for RoBERTa; any
-option of fairseq-train given besides comes last and so wins. An interrupted run goes on where it
-was; a finished seed is only scored again. Without --checkpoint it trains from scratch.
+Learning rate, batch size and 10 epochs are those of fairseq's recipe for RoBERTa, and so is a
+warm-up of 6 %; the best checkpoint is chosen by the task's official metric, or for scores by the
+loss. Any other option is handed on to fairseq-train. An interrupted run goes on where it was; a
+finished seed is only scored again. Without --checkpoint it trains from scratch.
 """
 
 from __future__ import annotations
@@ -18,64 +19,94 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from evaluate import USER_DIR, predict
 from fairseq.data import indexed_dataset
-from glue import TASKS, DataError, Task, score
+from glue import TASKS, DataError, Task, check_prepared, score
 
-# What fairseq's sentence_prediction reports to choose the best checkpoint by.
-BEST = {
-    "accuracy": ("accuracy", []),
-    "mcc": ("mcc", ["--report-mcc"]),
-    "f1": ("acc_and_f1", ["--report-acc-and-f1"]),
-    "pearson": ("pearson_and_spearman", ["--report-pearson-and-spearman"]),
+# What fairseq must be told to report a metric.
+REPORT = {
+    "mcc": ["--report-mcc"],
+    "acc_and_f1": ["--report-acc-and-f1"],
+    "loss": ["--report-pearson-and-spearman", "--regression-target"],
+    "accuracy": [],
 }
 
 
 def train_command(args: argparse.Namespace, task: Task, save_dir: Path, seed: int) -> list[str]:
     """The fairseq-train command of one seed."""
-    examples = len(indexed_dataset.MMapIndexedDataset(str(args.data / "input0" / "train")))
     batch_size = args.batch_size or task.batch_size
-    updates = -(-examples // batch_size) * args.epochs
-    best, report = BEST[task.metrics[0]]
+    batches = -(-len(lengths_of(task, args.data)) // batch_size)
+    updates = -(-batches // args.update_freq) * args.epochs
     options = f"""
         --user-dir {shlex.quote(str(USER_DIR))} --arch {args.arch}
         --task sentence_prediction --criterion sentence_prediction
-        --num-classes {len(task.labels) or 1} {"--regression-target" if task.is_regression else ""}
-        --init-token 0 --separator-token 2 --shorten-method truncate
-        --best-checkpoint-metric {best} --maximize-best-checkpoint-metric
+        --num-classes {len(task.labels) or 1} {" ".join(REPORT[task.best])}
+        --init-token 0 --separator-token 2 --max-positions {args.max_positions}
+        --shorten-method truncate --best-checkpoint-metric {task.best}
         --optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weight-decay 0.1
         --lr-scheduler polynomial_decay --lr {args.lr or task.lr}
         --warmup-updates {updates * 6 // 100} --total-num-update {updates}
         --max-epoch {args.epochs} --max-update {updates}
-        --batch-size {batch_size} --required-batch-size-multiple 1
+        --batch-size {batch_size} --update-freq {args.update_freq}
+        --required-batch-size-multiple 1 --distributed-world-size 1
         --no-epoch-checkpoints --find-unused-parameters --seed {seed}
     """
     command = [sys.executable, "-m", "fairseq_cli.train", str(args.data), *shlex.split(options)]
-    command += [*report, "--save-dir", str(save_dir)]
+    command += ["--save-dir", str(save_dir)]
+    if task.best != "loss":
+        command.append("--maximize-best-checkpoint-metric")
     if args.checkpoint:
         command += ["--finetune-from-model", str(args.checkpoint)]
     return command + args.options
 
 
+def lengths_of(task: Task, data: Path) -> np.ndarray:
+    """Tokens of each training example, as the model gets them: <s> a </s> </s> b </s>."""
+    lengths = 1
+    for index in range(len(task.inputs)):
+        dataset = indexed_dataset.MMapIndexedDataset(str(data / f"input{index}" / "train"))
+        lengths = lengths + dataset.sizes + (index > 0)
+    return lengths
+
+
+def train(args: argparse.Namespace, task: Task, save_dir: Path, seed: int) -> None:
+    """Trains one seed, or what is missing of it. DataError if it fails."""
+    command = train_command(args, task, save_dir, seed)
+    save_dir.mkdir(parents=True, exist_ok=True)
+    given, finished = save_dir / "command.txt", save_dir / "finished"
+    text = shlex.join(command) + "\n"
+    if given.exists() and given.read_text(encoding="utf-8") != text:
+        raise DataError(
+            f"{save_dir} holds a run with other options, see command.txt there; choose another "
+            "--save-dir, or remove it"
+        )
+    given.write_text(text, encoding="utf-8")
+    if finished.exists():
+        return
+    log = save_dir / "train.log"
+    with log.open("a", encoding="utf-8") as file:
+        failed = subprocess.run(command, stdout=file, stderr=file).returncode
+    if failed or not (save_dir / "checkpoint_best.pt").exists():
+        end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise DataError(f"fairseq-train failed; the end of {log}:\n{end}")
+    finished.touch()
+
+
 def finetune(args: argparse.Namespace) -> dict[str, list[float]]:
     """The task's metrics on the validation set, one value a seed. DataError if training fails."""
     task = TASKS[args.task]
+    check_prepared(task, args.data)
+    lengths = lengths_of(task, args.data)
+    if cut := int((lengths > args.max_positions).sum()):
+        print(
+            f"{cut} of {len(lengths)} training examples are longer than --max-positions "
+            f"{args.max_positions}: cut off there"
+        )
     results: dict[str, list[float]] = {name: [] for name in task.metrics}
     for seed in args.seeds:
         save_dir = args.save_dir / f"seed{seed}"
-        finished = save_dir / "finished"
-        command = train_command(args, task, save_dir, seed)
-        save_dir.mkdir(parents=True, exist_ok=True)
-        if not finished.exists():
-            with (save_dir / "train.log").open("a", encoding="utf-8") as log:
-                print(shlex.join(command), file=log, flush=True)
-                failed = subprocess.run(command, stdout=log, stderr=log).returncode
-            if failed:
-                end = (save_dir / "train.log").read_text(encoding="utf-8", errors="replace")
-                raise DataError(
-                    f"fairseq-train failed; the end of {save_dir / 'train.log'}:\n{end[-2000:]}"
-                )
-            finished.touch()
+        train(args, task, save_dir, seed)
         predictions, targets = predict(task, save_dir / "checkpoint_best.pt", args.data, "valid")
         scores = score(task, targets, predictions)
         text = "   ".join(f"{name} {value:.1f}" for name, value in scores.items())
@@ -98,6 +129,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
     parser.add_argument("--lr", type=float, help="default: fairseq's for the task")
     parser.add_argument("--batch-size", type=int, help="default: fairseq's for the task")
+    parser.add_argument(
+        "--update-freq", type=int, default=1, metavar="N", help="batches an update; default: 1"
+    )
+    parser.add_argument(
+        "--max-positions",
+        type=int,
+        default=512,
+        metavar="N",
+        help="tokens the pre-trained model takes (its --tokens-per-sample); default: 512",
+    )
     args, args.options = parser.parse_known_args(argv)
     for name in ("data", "checkpoint"):
         path = getattr(args, name)

@@ -22,6 +22,7 @@ class Task:
         label: the column of the label.
         labels: the labels, in the order of the model's classes; none if it is a score, 0 to 5.
         metrics: the official ones, of METRICS.
+        best: what fairseq's sentence_prediction is to choose the best checkpoint by.
         header: the columns of the labelled files, if those do not name them in a first line.
         files: the official files of each of fairseq's splits; where there are several names, the
             first file that exists is taken.
@@ -33,6 +34,7 @@ class Task:
     label: str = "label"
     labels: tuple[str, ...] = ("0", "1")
     metrics: tuple[str, ...] = ("accuracy",)
+    best: str = "accuracy"
     header: tuple[str, ...] = ()
     files: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("train", ("train.tsv",)),
@@ -57,6 +59,7 @@ TASKS = {
             "CoLA",
             ("sentence",),
             metrics=("mcc",),
+            best="mcc",
             header=("source", "label", "star", "sentence"),
             # The corpus' own release has GLUE's dev.tsv in two parts.
             files=(
@@ -73,6 +76,7 @@ TASKS = {
             ("#1 String", "#2 String"),
             label="Quality",
             metrics=("f1", "accuracy"),
+            best="acc_and_f1",
             batch_size=16,
         ),
         Task(
@@ -81,10 +85,17 @@ TASKS = {
             label="score",
             labels=(),
             metrics=("pearson", "spearman"),
+            best="loss",  # a correlation is no number while all predictions are alike
             lr=2e-5,
             batch_size=16,
         ),
-        Task("QQP", ("question1", "question2"), label="is_duplicate", metrics=("f1", "accuracy")),
+        Task(
+            "QQP",
+            ("question1", "question2"),
+            label="is_duplicate",
+            metrics=("f1", "accuracy"),
+            best="acc_and_f1",
+        ),
         Task(
             "MNLI",
             PAIR,
@@ -141,42 +152,60 @@ def find_files(task: Task, raw: Path) -> dict[str, Path]:
     return found
 
 
-def read(task: Task, path: Path, split: str, skip_bad_lines: bool = False) -> Iterator[Example]:
+def read(task: Task, path: Path, split: str, skip_bad_lines: bool = False) -> list[Example]:
     """The examples of an official file. DataError, with the line, where it is not as it must be.
 
-    `skip_bad_lines` skips lines with a wrong number of columns, which older copies of QQP have.
+    `skip_bad_lines` leaves out lines with a wrong number of columns, which older copies of QQP
+    have, and says how many; never in a test set, whose predictions are numbered by its lines.
     """
-    hides_label = split.startswith("test")
-    wanted = task.inputs if hides_label else (*task.inputs, task.label)
-    columns = None if hides_label or not task.header else task.header
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        numbered = enumerate(file, 1)
-        try:
-            if columns is None:
-                columns = tuple(next(numbered, (1, ""))[1].rstrip("\r\n").split("\t"))
-                missing = [name for name in wanted if name not in columns]
-                if missing:
-                    raise DataError(
-                        f"{path}, line 1: no column {', '.join(missing)}; {task.name} has a first "
-                        f"line that names {', '.join(wanted)}, this one is {columns}"
-                    )
-            places = [columns.index(name) for name in task.inputs]
-            for number, line in numbered:
-                fields = line.rstrip("\r\n").split("\t")
-                if len(fields) != len(columns):
-                    if skip_bad_lines:
-                        continue
-                    raise DataError(
-                        f"{path}, line {number}: {len(fields)} columns instead of {len(columns)} "
-                        f"({', '.join(columns)}), separated by tabs; --skip-bad-lines skips such"
-                    )
-                label = None
-                if not hides_label:
-                    label = fields[columns.index(task.label)]
-                    check_label(task, label, f"{path}, line {number}")
-                yield Example(tuple(fields[place] for place in places), label)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text ({error.reason})") from None
+    examples, skipped = [], 0
+    is_test = split.startswith("test")
+    wanted = task.inputs if is_test else (*task.inputs, task.label)
+    lines = list(lines_of(path))
+    if is_test or not task.header:
+        columns = tuple(lines[0].split("\t")) if lines else ()
+        missing = [name for name in wanted if name not in columns]
+        if missing:
+            raise DataError(
+                f"{path}, line 1: no column {', '.join(missing)}; {task.name} has a first line "
+                f"that names {', '.join(wanted)}, this one is {columns}"
+            )
+        first = 2
+    else:
+        columns, first = task.header, 1
+    for number, line in enumerate(lines[first - 1 :], first):
+        fields = line.split("\t")
+        if len(fields) != len(columns):
+            if skip_bad_lines and not is_test:
+                skipped += 1
+                continue
+            raise DataError(
+                f"{path}, line {number}: {len(fields)} columns instead of {len(columns)} "
+                f"({', '.join(columns)}), separated by tabs; --skip-bad-lines leaves such lines "
+                "out of training and validation"
+            )
+        row = dict(zip(columns, fields, strict=True))
+        if not is_test:
+            check_label(task, row[task.label], f"{path}, line {number}")
+        inputs = tuple(row[name] for name in task.inputs)
+        examples.append(Example(inputs, None if is_test else row[task.label]))
+    if skipped:
+        print(f"{path}: {skipped} lines with a wrong number of columns left out")
+    if not examples:
+        raise DataError(f"{path}: no examples")
+    return examples
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a text file, without their ends. DataError if it is none."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for line in file:
+                yield line.rstrip("\r\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason})") from None
 
 
 def check_label(task: Task, label: str, where: str) -> None:
@@ -193,3 +222,15 @@ def check_label(task: Task, label: str, where: str) -> None:
         in_range = False
     if not in_range:
         raise DataError(f"{where}: score {label!r}; those of {task.name} are numbers from 0 to 5")
+
+
+def check_prepared(task: Task, data: Path) -> None:
+    """DataError unless `data` is what prepare.py wrote of the task."""
+    file = data / "task.txt"
+    if not file.is_file():
+        raise DataError(
+            f"--data {data} is no folder that prepare.py tasks wrote: no task.txt in it"
+        )
+    name = file.read_text(encoding="utf-8").strip()
+    if name != task.name:
+        raise DataError(f"--data {data} is of {name}, not of {task.name}")

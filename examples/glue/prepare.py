@@ -5,7 +5,8 @@
     python examples/glue/prepare.py tasks --raw glue_data --bpe data/text/bpe --out data/glue
 
 `text` makes data to pre-train on, out of plain text, and learns a BPE from it unless one is given;
-`tasks` makes data to fine-tune on, out of the official files of GLUE. Nothing is downloaded.
+`tasks` makes data to fine-tune on, out of the official files of GLUE, each task in a folder of its
+name. Nothing is downloaded.
 
 A BPE (--bpe) is a folder with dict.txt, fairseq's dictionary, and either encoder.json and
 vocab.bpe (GPT-2's byte-level BPE, which the released RoBERTa models use; what is learned here is
@@ -15,6 +16,7 @@ of the same kind) or bpecodes (subword-nmt).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -26,8 +28,7 @@ from multiprocessing import Pool
 from pathlib import Path
 
 from fairseq.data import Dictionary, encoders, indexed_dataset
-from glue import TASKS, DataError, Task, find_files, read
-from tokenizers import ByteLevelBPETokenizer
+from glue import TASKS, DataError, Task, find_files, lines_of, read
 from tqdm import tqdm
 
 CHUNK = 1000  # lines handed to a worker at a time
@@ -52,7 +53,12 @@ class Bpe:
             )
         if not (folder / "dict.txt").is_file():
             raise DataError(f"no dict.txt in {folder}: the dictionary that belongs to the BPE")
+        self.folder = folder
         self.dictionary = Dictionary.load(str(folder / "dict.txt"))
+        try:
+            encoders.build_bpe(self.options)
+        except Exception as error:
+            raise DataError(f"the BPE in {folder} cannot be read: {error}") from None
 
     def encode(self, lines: Iterable[str], workers: int) -> Iterator[str]:
         """The tokens of each line, separated by spaces; empty lines stay empty."""
@@ -81,15 +87,22 @@ def binarize(prefix: Path, lines: Iterable[str], dictionary: Dictionary) -> Coun
     counts: Counter[str] = Counter()
     for line in lines:
         tokens = dictionary.encode_line(line, add_if_not_exist=False)
-        counts += Counter(
-            lines=1, tokens=len(tokens), unknown=int(tokens.eq(dictionary.unk()).sum())
-        )
+        unknown = int(tokens.eq(dictionary.unk()).sum())
+        counts += Counter(lines=1, tokens=len(tokens) - 1, unknown=unknown)  # all but </s>
         builder.add_item(tokens)
     builder.finalize(f"{prefix}.idx")
     return counts
 
 
-def report(what: str, counts: Counter[str]) -> None:
+def write_text(what: str, prefix: Path, lines: list[str], bpe: Bpe, workers: int) -> None:
+    """Writes lines in BPE and says what they were. DataError if most tokens are unknown."""
+    encoded = bpe.encode(tqdm(lines, what, disable=None), workers)
+    counts = binarize(prefix, encoded, bpe.dictionary)
+    if 2 * counts["unknown"] > counts["tokens"]:
+        raise DataError(
+            f"{what}: {counts['unknown']} of {counts['tokens']} tokens are not in "
+            f"{bpe.folder / 'dict.txt'}, which belongs to another BPE or another language"
+        )
     print(f"{what}: {counts['lines']} lines, {counts['tokens']} tokens", end="")
     print(f", {counts['unknown']} not in the dictionary" if counts["unknown"] else "")
 
@@ -97,34 +110,24 @@ def report(what: str, counts: Counter[str]) -> None:
 # ------------------------------------------------------------------------------- text
 
 
-def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a text file, without their ends. DataError if it is none."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for line in file:
-                yield line.rstrip("\r\n")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason})") from None
-
-
 def documents(lines: Iterable[str]) -> list[list[str]]:
     """What empty lines separate; if there are none, each line by itself."""
-    lines = list(lines)
-    if all(line.strip() for line in lines):
-        return [[line] for line in lines]
     found: list[list[str]] = [[]]
     for line in lines:
         if line.strip():
             found[-1].append(line)
         elif found[-1]:
             found.append([])
-    return [document for document in found if document]
+    found = [document for document in found if document]
+    return [[line] for line in found[0]] if len(found) == 1 else found
 
 
 def learn_bpe(documents: list[list[str]], size: int, folder: Path) -> None:
     """Learns a byte-level BPE of `size` tokens, in GPT-2's files, its dictionary beside it."""
+    try:
+        from tokenizers import ByteLevelBPETokenizer
+    except ImportError:
+        raise DataError("learning a BPE needs tokenizers: pip install tokenizers") from None
     lines = [line for document in documents for line in document]
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(lines, vocab_size=size, show_progress=False)
@@ -143,13 +146,18 @@ def learn_bpe(documents: list[list[str]], size: int, folder: Path) -> None:
     (folder / "dict.txt").write_text(rows, encoding="ascii")
 
 
-def prepare_text(args: argparse.Namespace, out: Path) -> None:
+def prepare_text(args: argparse.Namespace) -> None:
     """Writes dict.txt, train and valid as masked_lm reads them, and bpe/ if none was given."""
+    with whole_or_not_at_all(args.out) as out:
+        write_text_sets(args, out)
+
+
+def write_text_sets(args: argparse.Namespace, out: Path) -> None:
     found = [document for path in args.text for document in documents(lines_of(path))]
     for name in args.tasks or ():
         task = TASKS[name]
-        examples = read(task, find_files(task, args.raw)["train"], "train", args.skip_bad_lines)
-        found += [list(example.inputs) for example in examples]
+        path = find_files(task, args.raw)["train"]
+        found += [list(x.inputs) for x in read(task, path, "train", args.skip_bad_lines)]
     if args.valid:
         sets = {"train": found, "valid": documents(lines_of(args.valid))}
     else:
@@ -158,42 +166,37 @@ def prepare_text(args: argparse.Namespace, out: Path) -> None:
         sets = {"train": found, "valid": valid}
     for name, content in sets.items():
         if not content:
-            raise DataError(f"no text for the {name} set; give more text, or --valid FILE")
+            raise DataError(
+                f"no text for the {name} set: give more, --valid FILE or a lower --valid-every"
+            )
     if args.bpe is None:
         learn_bpe(sets["train"], args.vocabulary, out / "bpe")
     bpe = Bpe(args.bpe or out / "bpe")
     bpe.dictionary.save(str(out / "dict.txt"))
     for name, content in sets.items():
         lines = [line for document in content for line in (*document, "")]
-        encoded = bpe.encode(tqdm(lines, name, disable=None), args.workers)
-        report(name, binarize(out / name, encoded, bpe.dictionary))
+        write_text(name, out / name, lines, bpe, args.workers)
 
 
 # ------------------------------------------------------------------------------- tasks
 
 
-def prepare_task(args: argparse.Namespace, task: Task, bpe: Bpe, out: Path) -> None:
-    """Writes input0/, input1/ and label/ as sentence_prediction reads them."""
-    (out / "label").mkdir(parents=True)
+def write_task(args: argparse.Namespace, task: Task, bpe: Bpe, out: Path) -> None:
+    """Writes input0/, input1/ and label/ as sentence_prediction reads them, and task.txt."""
+    (out / "label").mkdir()
+    (out / "task.txt").write_text(f"{task.name}\n", encoding="utf-8")
     label_dictionary = Dictionary()
-    for label in task.labels:
+    for label in task.labels:  # in this order they are the model's classes
         label_dictionary.add_symbol(label)
     if not task.is_regression:
         label_dictionary.save(str(out / "label" / "dict.txt"))
     for split, path in find_files(task, args.raw).items():
-        examples = list(read(task, path, split, args.skip_bad_lines))
-        if not examples:
-            raise DataError(f"{path}: no examples")
-        for index in range(len(task.inputs)):
-            lines = tqdm(
-                [example.inputs[index] for example in examples],
-                f"{task.name} {split} {task.inputs[index]}",
-                disable=None,
-            )
-            folder = out / f"input{index}"
-            counts = binarize(folder / split, bpe.encode(lines, args.workers), bpe.dictionary)
-            bpe.dictionary.save(str(folder / "dict.txt"))
-            report(f"{task.name} {split} {task.inputs[index]}", counts)
+        examples = read(task, path, split, args.skip_bad_lines)
+        for index, column in enumerate(task.inputs):
+            lines = [example.inputs[index] for example in examples]
+            prefix = out / f"input{index}" / split
+            write_text(f"{task.name} {split} {column}", prefix, lines, bpe, args.workers)
+            bpe.dictionary.save(str(prefix.with_name("dict.txt")))
         if examples[0].label is None:
             continue
         if task.is_regression:  # fairseq's recipe scales the scores to [0, 1]
@@ -204,14 +207,39 @@ def prepare_task(args: argparse.Namespace, task: Task, bpe: Bpe, out: Path) -> N
             binarize(out / "label" / split, labels, label_dictionary)
 
 
-def prepare_tasks(args: argparse.Namespace, out: Path) -> None:
+def prepare_tasks(args: argparse.Namespace) -> None:
     """Each task in a folder of its own name."""
     bpe = Bpe(args.bpe)
-    for name in args.tasks or TASKS:
-        prepare_task(args, TASKS[name], bpe, out / name)
+    tasks = [TASKS[name] for name in args.tasks or TASKS]
+    for task in tasks:
+        find_files(task, args.raw)
+        check_absent(args.out / task.name)
+    for task in tasks:
+        with whole_or_not_at_all(args.out / task.name) as out:
+            write_task(args, task, bpe, out)
 
 
 # ------------------------------------------------------------------------------- commands
+
+
+def check_absent(out: Path) -> None:
+    """DataError if `out` exists."""
+    if out.exists():
+        raise DataError(f"{out} exists already; remove it, or choose another --out")
+
+
+@contextlib.contextmanager
+def whole_or_not_at_all(out: Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes `out` if no error comes."""
+    check_absent(out)
+    part = out.with_name(f"{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def positive(text: str) -> int:
@@ -275,7 +303,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--skip-bad-lines",
             action="store_true",
-            help="skip lines with a wrong number of columns, which older copies of QQP have",
+            help="leave out lines with a wrong number of columns, which older copies of QQP have",
         )
         command.add_argument(
             "--workers",
@@ -293,18 +321,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("nothing to read: give --text FILE ... or --tasks TASK ... --raw FOLDER")
     if args.tasks and args.raw is None:
         parser.error("--tasks needs --raw, the folder of GLUE's official files")
-    if args.out.exists():
-        parser.error(f"--out {args.out} exists already; remove it or choose another")
-    part = args.out.with_name(args.out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
-        args.prepare(args, part)
-        part.rename(args.out)
+        args.prepare(args)
     except DataError as error:
         sys.exit(f"prepare.py: error: {error}")
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 if __name__ == "__main__":
