@@ -32,8 +32,7 @@ EXTRAS = {
         "tqdm>=4.70",
     ],
     "timm": ["timm>=1.0.31"],
-    # Nothing here runs on this one yet, so nothing bounds it.
-    "timeseries": ["aeon"],
+    "timeseries": ["aeon>=1.6.0", "skorch>=1.4.0"],
     "glue": ["tokenizers>=0.23.3", "scikit-learn>=1.7.2"],
     "viz": ["matplotlib>=3.10.9"],
     "demo": ["num2words>=0.5.14", "babel>=2.18", "scikit-learn>=1.7.2"],
@@ -54,7 +53,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["evolving_attention*", "ea_fairseq*", "ea_timm*"]),
+    packages=find_packages(include=["evolving_attention*", "ea_fairseq*", "ea_timm*", "ea_aeon*"]),
     # From torch 2.6 on, torch.load runs no code that a checkpoint carries.
     install_requires=["torch>=2.6"],
     extras_require=EXTRAS,

@@ -7,7 +7,7 @@ import os
 
 import fairseq
 
-from ea_fairseq import models  # noqa: F401
+from ea_fairseq import criterions, models, tasks  # noqa: F401
 from ea_fairseq.checkpoints import allow_checkpoints
 from ea_fairseq.command_line import show_model_options_in_help
 

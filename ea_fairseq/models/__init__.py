@@ -1,1 +1,1 @@
-from ea_fairseq.models import ea_roberta, ea_transformer  # noqa: F401
+from ea_fairseq.models import ea_dc_transformer, ea_roberta, ea_transformer  # noqa: F401

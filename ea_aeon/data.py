@@ -1,0 +1,184 @@
+"""Time series as the network takes them: read, mended, standardised, batched."""
+
+import gzip
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import aeon.datasets
+import numpy as np
+import torch
+from aeon.datasets.tser_datasets import tser_soton
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+BUNDLED = Path(aeon.datasets.__file__).parent / "data"
+
+
+class TimeSeries(NamedTuple):
+    """One split of a data set.
+
+    Attributes:
+        series: one array (channels, steps) a case; NaN where a value is missing.
+        targets: class labels, or numbers if it is a regression.
+        is_regression: whether they are numbers.
+    """
+
+    series: List[np.ndarray]
+    targets: np.ndarray
+    is_regression: bool
+
+
+def read(name: str, split: str, folder: Optional[str] = None) -> TimeSeries:
+    """Reads the official TRAIN or TEST split of a UEA, UCR or TSER data set by aeon.
+
+    Args:
+        name: of the data set, for example "JapaneseVowels".
+        split: "train" or "test".
+        folder: holds `name`/`name`_TRAIN.ts or `name`_TRAIN.ts, also as .ts.gz. None is what aeon
+            has with it; what it has not, aeon downloads.
+
+    Raises:
+        FileNotFoundError: there is no such file in `folder`.
+        ValueError: the file has neither class labels nor target values.
+    """
+    if folder is None and not (BUNDLED / name).is_dir():
+        load = aeon.datasets.load_classification
+        if name in tser_soton:
+            load = aeon.datasets.load_regression
+        series, targets = load(name, split=split)
+        return TimeSeries(list(series), targets, name in tser_soton)
+    path = find(name, split, BUNDLED if folder is None else Path(folder))
+    if path.suffix == ".gz":
+        with gzip.open(path) as packed, tempfile.NamedTemporaryFile(suffix=".ts") as file:
+            shutil.copyfileobj(packed, file)
+            file.flush()
+            series, targets, about = read_ts(file.name)
+    else:
+        series, targets, about = read_ts(path)
+    if not about["classlabel"] and not about["targetlabel"]:
+        raise ValueError(f"{path} has neither @classlabel nor @targetlabel true: nothing to learn")
+    return TimeSeries(list(series), targets, about["targetlabel"])
+
+
+def read_ts(path: Union[str, os.PathLike]) -> Tuple:
+    return aeon.datasets.load_from_ts_file(str(path), return_meta_data=True)
+
+
+def find(name: str, split: str, folder: Path) -> Path:
+    """The file of a split. Raises FileNotFoundError if there is none."""
+    file = f"{name}_{split.upper()}.ts"
+    tried = [base / f"{file}{end}" for base in (folder / name, folder) for end in ("", ".gz")]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no {file} or {file}.gz in {folder / name} or {folder}")
+
+
+class Preparation:
+    """Fills gaps and standardises each channel, by what the training series have.
+
+    Attributes:
+        mean, std: of each channel over all the training series' steps.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = list(mean), list(std)
+
+    @classmethod
+    def fit(cls, series: Sequence[np.ndarray]) -> "Preparation":
+        """From training series (channels, steps); NaNs are left out."""
+        check(series, len(series[0]))
+        steps = np.concatenate(list(series), axis=1).astype(np.float64)
+        seen = ~np.isnan(steps)
+        counts = np.maximum(seen.sum(axis=1), 1)
+        mean = np.where(seen, steps, 0).sum(axis=1) / counts
+        deviation = np.where(seen, steps - mean[:, None], 0)
+        std = np.sqrt((deviation**2).sum(axis=1) / counts)
+        std[std < 1e-8 * np.maximum(1, np.abs(mean))] = 1  # a channel that never changes
+        return cls(mean.tolist(), std.tolist())
+
+    def __call__(self, series: Sequence[np.ndarray]) -> List[Tensor]:
+        """Series (channels, steps) -> float32 tensors (steps, channels) without gaps.
+
+        A missing value is interpolated between its neighbours in time; before the first and after
+        the last it is the nearest; a channel without any is the mean, 0.
+        """
+        check(series, len(self.mean))
+        return [self.prepare(case) for case in series]
+
+    def prepare(self, case: np.ndarray) -> Tensor:
+        case = (case - np.array(self.mean)[:, None]) / np.array(self.std)[:, None]
+        for channel in case:
+            missing = np.isnan(channel)
+            if missing.all():
+                channel[:] = 0
+            elif missing.any():
+                steps = np.arange(len(channel))
+                channel[missing] = np.interp(steps[missing], steps[~missing], channel[~missing])
+        return torch.from_numpy(case.T.astype(np.float32))
+
+
+def check(series: Sequence[np.ndarray], channels: int) -> None:
+    """Raises ValueError, naming the case, unless each is (channels, steps) of finite numbers."""
+    for number, case in enumerate(series):
+        if case.ndim != 2 or len(case) != channels or case.shape[1] < 1:
+            raise ValueError(
+                f"series {number} has shape {case.shape}; ({channels}, steps) is wanted: "
+                f"{channels} channels, as in training, and at least one step"
+            )
+        if np.isinf(case).any():
+            raise ValueError(f"series {number} has infinite values; missing ones must be NaN")
+
+
+def pad(series: Sequence[Tensor]) -> Dict[str, Tensor]:
+    """The network's arguments: series (steps, channels) as one batch, and their lengths."""
+    lengths = torch.tensor([len(case) for case in series])
+    return {"series": pad_sequence(list(series), batch_first=True), "lengths": lengths}
+
+
+def collate(cases: Sequence[Tuple[Tensor, Tensor]]) -> Tuple[Dict[str, Tensor], Tensor]:
+    """The network's arguments, and the targets, of cases (series, target)."""
+    series, targets = zip(*cases, strict=True)
+    return pad(series), torch.stack(targets)
+
+
+class Cases(Dataset):
+    """Prepared series (steps, channels), each with its target."""
+
+    def __init__(self, series: List[Tensor], targets: Tensor) -> None:
+        self.series, self.targets = series, targets
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def __getitem__(self, index: int) -> Tuple[Tensor, Tensor]:
+        return self.series[index], self.targets[index]
+
+
+def split_off(
+    cases: int, fraction: float, seed: int, labels: Optional[Sequence] = None
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Indices to train on and, a `fraction` of all, to validate with; drawn by `seed`.
+
+    `labels` are spread over both alike, if each is there often enough for that. Where the fraction
+    is less than one case, or nothing would be left to train on, there is no validation set.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"validation_fraction must lie in [0, 1), got {fraction}")
+    indices = np.arange(cases)
+    size = round(cases * fraction)
+    if size == 0 or size == cases:
+        return indices, indices[:0]
+    if labels is not None:
+        counts = np.unique(labels, return_counts=True)[1]
+        if counts.min() < 2 or min(size, cases - size) < len(counts):
+            labels = None
+    training, validation = train_test_split(
+        indices, test_size=size, random_state=seed, stratify=labels
+    )
+    return np.sort(training), np.sort(validation)

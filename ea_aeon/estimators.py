@@ -1,0 +1,281 @@
+"""The EA-DC-Transformer as aeon's, and so scikit-learn's, classifier and regressor."""
+
+import inspect
+import os
+from typing import ClassVar, Dict, List, Optional, Sequence, Type, Union
+
+import numpy as np
+import torch
+from aeon.classification.base import BaseClassifier
+from aeon.regression.base import BaseRegressor
+from sklearn.utils import check_random_state
+from skorch import NeuralNet
+from skorch.callbacks import EarlyStopping, GradientNormClipping, ProgressBar
+from skorch.helper import predefined_split
+from skorch.utils import noop
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from ea_aeon.data import Cases, Preparation, collate, pad, split_off
+from ea_aeon.network import DCTransformer
+
+NETWORK_OPTIONS = tuple(inspect.signature(DCTransformer).parameters)[2:]
+SMALL = {  # for aeon's checks of estimators
+    "d_model": 16,
+    "ffn_dim": 16,
+    "num_blocks": 2,
+    "num_heads": 2,
+    "attention_dim": 4,
+    "n_epochs": 3,
+}
+
+
+class DCTransformerEstimator:
+    """What the classifier and the regressor share: options, training, prediction, files."""
+
+    _tags: ClassVar[Dict] = {
+        "X_inner_type": ["np-list", "numpy3D"],
+        "capability:multivariate": True,
+        "capability:unequal_length": True,
+        "capability:missing_values": True,
+        "algorithm_type": "deeplearning",
+        "python_dependencies": ["torch", "skorch"],
+    }
+
+    def __init__(
+        self,
+        d_model=128,
+        ffn_dim=256,
+        num_blocks=4,
+        num_heads=8,
+        attention_dim=32,
+        kernel_size=3,
+        max_distance=128,
+        dropout=0.1,
+        causal=False,
+        alpha=0.3,
+        beta=0.5,
+        evolution_kernel_size=3,
+        learnable=False,
+        n_epochs=100,
+        batch_size=16,
+        lr=1e-3,
+        clip_norm=4.0,
+        validation_fraction=0.2,
+        patience=30,
+        device="auto",
+        verbose=False,
+        random_state=None,
+    ) -> None:
+        self.d_model = d_model
+        self.ffn_dim = ffn_dim
+        self.num_blocks = num_blocks
+        self.num_heads = num_heads
+        self.attention_dim = attention_dim
+        self.kernel_size = kernel_size
+        self.max_distance = max_distance
+        self.dropout = dropout
+        self.causal = causal
+        self.alpha = alpha
+        self.beta = beta
+        self.evolution_kernel_size = evolution_kernel_size
+        self.learnable = learnable
+        self.n_epochs = n_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.clip_norm = clip_norm
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.device = device
+        self.verbose = verbose
+        self.random_state = random_state
+        super().__init__()
+
+    @property
+    def chosen_device(self) -> torch.device:
+        """The device named, or if "auto" the GPU where there is one."""
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(automatic if self.device == "auto" else self.device)
+
+    def train(
+        self,
+        X,
+        targets: Tensor,
+        out_features: int,
+        criterion: Type[nn.Module],
+        labels: Optional[Sequence] = None,
+    ) -> None:
+        """Fits the preparation, then the network by skorch; `labels` stratify the validation."""
+        seed = int(check_random_state(self.random_state).randint(2**31))
+        training, validation = split_off(len(X), self.validation_fraction, seed, labels)
+        self.preparation_ = Preparation.fit([X[index] for index in training])
+        cases = Cases(self.preparation_(X), targets)
+        callbacks = [("clipping", GradientNormClipping(self.clip_norm))]
+        if len(validation):
+            stopping = EarlyStopping(patience=self.patience, load_best=True, sink=noop)
+            callbacks.append(("stopping", stopping))
+        if self.verbose:
+            callbacks.append(("progress", ProgressBar()))
+        net = NeuralNet(
+            DCTransformer,
+            criterion=criterion,
+            optimizer=torch.optim.Adam,
+            lr=self.lr,
+            max_epochs=self.n_epochs,
+            batch_size=self.batch_size,
+            iterator_train__shuffle=True,
+            iterator_train__collate_fn=collate,
+            iterator_valid__collate_fn=collate,
+            train_split=predefined_split(Subset(cases, validation)) if len(validation) else None,
+            callbacks=callbacks,
+            device=self.chosen_device,
+            verbose=int(self.verbose),
+            module__in_channels=len(self.preparation_.mean),
+            module__out_features=out_features,
+            **{f"module__{name}": getattr(self, name) for name in NETWORK_OPTIONS},
+        )
+        with torch.random.fork_rng():  # the caller's random numbers stay as they were
+            torch.manual_seed(seed)
+            net.fit(Subset(cases, training), y=None)
+        self.network_, self.history_ = net.module_, net.history.to_list()
+
+    @torch.no_grad()
+    def outputs(self, X) -> Tensor:
+        """The network's outputs for series as aeon hands them over, (cases, out_features)."""
+        device = self.chosen_device
+        network = self.network_.to(device).eval()
+        series = self.preparation_(X)
+        found: List[Tensor] = []
+        for start in range(0, len(series), self.batch_size):
+            batch = pad(series[start : start + self.batch_size])
+            found.append(network(**{name: x.to(device) for name, x in batch.items()}).cpu())
+        return torch.cat(found)
+
+    def save(self, path: Union[str, os.PathLike]) -> None:
+        """Saves the fitted estimator: numbers and options alone, which :meth:`load` reads without
+        running anything from the file. A `random_state` that is a generator is not kept.
+
+        Raises:
+            NotFittedError: it is not fitted.
+        """
+        self._check_is_fitted()
+        options = self.get_params(deep=False)
+        if not isinstance(self.random_state, int):
+            options["random_state"] = None
+        saved = {
+            "estimator": type(self).__name__,
+            "options": options,
+            "channels": (self.preparation_.mean, self.preparation_.std),
+            "target": self.target_state(),
+            "metadata": dict(self.metadata_),
+            "history": self.history_,
+            "weights": self.network_.state_dict(),
+        }
+        torch.save(saved, path)
+
+    @classmethod
+    def load(cls, path: Union[str, os.PathLike], device: str = "auto"):
+        """The estimator that :meth:`save` saved, ready to predict on `device`.
+
+        Raises:
+            ValueError: the file holds another kind of estimator, or none.
+        """
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(saved, dict) or saved.get("estimator") != cls.__name__:
+            raise ValueError(f"{path} holds no {cls.__name__}")
+        estimator = cls(**{**saved["options"], "device": device})
+        estimator.preparation_ = Preparation(*saved["channels"])
+        estimator.metadata_, estimator.history_ = saved["metadata"], saved["history"]
+        estimator.restore_target(saved["target"])
+        weights = saved["weights"]
+        estimator.network_ = DCTransformer(
+            len(estimator.preparation_.mean),
+            len(weights["head.bias"]),
+            **{name: getattr(estimator, name) for name in NETWORK_OPTIONS},
+        )
+        estimator.network_.load_state_dict(weights)
+        estimator.is_fitted = True
+        return estimator
+
+
+class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
+    """EA-DC-Transformer classifier of time series, any number of channels, of any lengths.
+
+    The network is :class:`ea_aeon.network.DCTransformer`; see there for `d_model` to `learnable`.
+    Channels are standardised by the training series, missing values (NaN) interpolated.
+
+    Args:
+        n_epochs: the most epochs to train for.
+        batch_size: series in a batch.
+        lr: learning rate of Adam.
+        clip_norm: gradients are clipped to this norm.
+        validation_fraction: of the series, split off to stop by; 0 trains for all `n_epochs`.
+        patience: epochs without a lower validation loss after which training stops. The weights
+            of the best epoch are kept.
+        device: "cpu", "cuda", ...; "auto" is the GPU where there is one.
+        verbose: show a progress bar and the losses.
+        random_state: seed, or numpy's RandomState; the same seed gives the same network on a CPU.
+
+    Attributes:
+        classes_: the labels.
+        network_: the fitted network.
+        history_: a dict for each epoch: train_loss, valid_loss, dur, ...
+
+    Raises:
+        ValueError: an argument out of range, or series unlike the training's; the message names it.
+    """
+
+    def _fit(self, X, y):
+        labels = np.array([self._class_dictionary[label] for label in y])
+        self.train(X, torch.from_numpy(labels), self.n_classes_, nn.CrossEntropyLoss, labels)
+        return self
+
+    def _predict_proba(self, X) -> np.ndarray:
+        return self.outputs(X).double().softmax(dim=1).numpy()
+
+    def _predict(self, X) -> np.ndarray:
+        return self.classes_[self.outputs(X).argmax(dim=1).numpy()]
+
+    def target_state(self) -> Dict:
+        """The labels, as plain values."""
+        return {"classes": self.classes_.tolist(), "dtype": str(self.classes_.dtype)}
+
+    def restore_target(self, state: Dict) -> None:
+        """Takes :meth:`target_state` back."""
+        self.classes_ = np.array(state["classes"], dtype=state["dtype"])
+        self.n_classes_ = len(self.classes_)
+        self._class_dictionary = {label: index for index, label in enumerate(self.classes_)}
+
+    @classmethod
+    def _get_test_params(cls, parameter_set="default") -> Dict:
+        return SMALL
+
+
+class EADCTransformerRegressor(DCTransformerEstimator, BaseRegressor):
+    """EA-DC-Transformer regressor of time series, any number of channels, of any lengths.
+
+    The same as :class:`EADCTransformerClassifier`, for numbers: the loss is the mean squared error
+    of the standardised target.
+    """
+
+    def _fit(self, X, y):
+        y = np.asarray(y, dtype=np.float64)
+        self.target_mean_, self.target_std_ = float(y.mean()), float(y.std()) or 1.0
+        targets = torch.from_numpy((y - self.target_mean_) / self.target_std_)
+        self.train(X, targets.float().unsqueeze(1), 1, nn.MSELoss)
+        return self
+
+    def _predict(self, X) -> np.ndarray:
+        return self.outputs(X)[:, 0].double().numpy() * self.target_std_ + self.target_mean_
+
+    def target_state(self) -> Dict:
+        """Mean and standard deviation of the training's target."""
+        return {"mean": self.target_mean_, "std": self.target_std_}
+
+    def restore_target(self, state: Dict) -> None:
+        """Takes :meth:`target_state` back."""
+        self.target_mean_, self.target_std_ = state["mean"], state["std"]
+
+    @classmethod
+    def _get_test_params(cls, parameter_set="default") -> Dict:
+        return SMALL

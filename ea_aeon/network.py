@@ -1,0 +1,271 @@
+"""The EA-DC-Transformer (TPAMI paper): dilated causal convolutions beside evolving attention."""
+
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evolving_attention import AttentionEvolution
+from evolving_attention.modules import check_options
+
+Map = Optional[Tensor]
+
+
+class RelativeLogits(nn.Module):
+    """Learned relative-position logits of queries, for series of any length (Shaw et al., 2018).
+
+    Args:
+        head_dim: width of a head.
+        max_distance: steps farther apart share one position.
+    """
+
+    def __init__(self, head_dim: int, max_distance: int) -> None:
+        super().__init__()
+        self.max_distance = max_distance
+        self.table = nn.Parameter(torch.empty(2 * max_distance + 1, head_dim))
+        nn.init.normal_(self.table, std=head_dim**-0.5)
+
+    def forward(self, q: Tensor) -> Tensor:
+        """q (B, H, L, head_dim) -> (B, H, L, L): row i, column j is of distance j - i."""
+        length = q.size(2)
+        distances = torch.arange(-length + 1, length + 1, device=q.device)
+        distances = distances.clamp(-self.max_distance, self.max_distance)
+        logits = q @ self.table[distances + self.max_distance].t()  # (B, H, L, 2 L)
+        # Row i's distances begin at -i: i places later than row 0's. In the flattened rows, which
+        # are 2 L long, that is a step of 2 L - 1 from row to row.
+        flat = logits.flatten(2).narrow(2, length - 1, length * (2 * length - 1))
+        return flat.unflatten(2, (length, -1))[..., :length]
+
+
+class CausalConv(nn.Module):
+    """A dilated convolution over earlier steps, weight-normalised (Salimans & Kingma, 2016)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, dilation: int
+    ) -> None:
+        super().__init__()
+        self.dilation = dilation
+        conv = nn.Conv1d(in_channels, out_channels, kernel_size)  # for its initial weights
+        self.direction, self.bias = conv.weight, conv.bias
+        self.gain = nn.Parameter(conv.weight.detach().flatten(1).norm(dim=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, in_channels) -> (B, L, out_channels)."""
+        norm = self.direction.flatten(1).norm(dim=1)
+        weight = self.direction * (self.gain / norm)[:, None, None]
+        reach = self.dilation * (weight.size(2) - 1)
+        x = F.pad(x.transpose(1, 2), (reach, 0))
+        return F.conv1d(x, weight, self.bias, dilation=self.dilation).transpose(1, 2)
+
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over the steps that exist; it returns 0 at the others."""
+
+    def forward(self, x: Tensor, exists: Tensor) -> Tensor:
+        """x (B, L, C), exists (B, L) bool -> (B, L, C)."""
+        steps = x[exists]
+        if self.training and len(steps) == 1:  # it has no variance
+            steps = F.batch_norm(
+                steps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        else:
+            steps = super().forward(steps)
+        return x.new_zeros(x.shape, dtype=steps.dtype).masked_scatter(exists.unsqueeze(2), steps)
+
+
+class EvolvingSelfAttention(nn.Module):
+    """Self-attention over time with relative positions, whose map evolves from the one before.
+
+    Args:
+        d_model: width of the input.
+        width: of queries, keys, values and output; `num_heads` divides it.
+        evolution: how the map evolves; None in the first block.
+        causal: a step sees itself and earlier ones alone.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        width: int,
+        num_heads: int,
+        max_distance: int,
+        evolution: Optional[AttentionEvolution],
+        causal: bool,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.causal = num_heads, causal
+        self.qkv = nn.Linear(d_model, 3 * width)
+        self.relative = RelativeLogits(width // num_heads, max_distance)
+        self.evolution = evolution
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, exists: Tensor, prev_attn_logits: Map) -> Tuple[Tensor, Tensor]:
+        """x (B, L, d_model), exists (B, L), the map of the layer before (B, H, L, L) or None.
+
+        Returns (B, L, width), and the map to hand on.
+        """
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q = q * q.size(3) ** -0.5
+        attn_logits = q @ k.transpose(2, 3) + self.relative(q)
+        hidden = ~exists[:, None, None, :]
+        if self.causal:
+            steps = torch.arange(x.size(1), device=x.device)
+            hidden = hidden | (steps > steps.unsqueeze(1))
+        if self.evolution is not None and prev_attn_logits is not None:
+            absent = hidden | ~exists[:, None, :, None]
+            attn_logits = self.evolution(attn_logits, prev_attn_logits, absent)
+        probs = attn_logits.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+        x = probs @ v
+        return self.out_proj(x.transpose(1, 2).flatten(2)), attn_logits
+
+
+class AugmentedConv(nn.Module):
+    """A causal convolution with attention beside it, batch normalisation, feed-forward network.
+
+    Args:
+        conv: gives the first channels.
+        attention: gives the others; None if the convolution gives all.
+    """
+
+    def __init__(
+        self,
+        conv: CausalConv,
+        attention: Optional[EvolvingSelfAttention],
+        d_model: int,
+        ffn_dim: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.conv, self.attention = conv, attention
+        self.norm = MaskedBatchNorm(d_model)
+        self.ffn = nn.Sequential(
+            nn.Linear(d_model, ffn_dim),
+            nn.LeakyReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(ffn_dim, d_model),
+        )
+
+    def forward(self, x: Tensor, exists: Tensor, prev_attn_logits: Map) -> Tuple[Tensor, Map]:
+        """x (B, L, d_model), exists (B, L) -> the same shape, and the map to hand on."""
+        out, attn_logits = self.conv(x), None
+        if self.attention is not None:
+            attended, attn_logits = self.attention(x, exists, prev_attn_logits)
+            out = torch.cat([out, attended], dim=2)
+        return self.ffn(self.norm(out, exists)), attn_logits
+
+
+class Block(nn.Module):
+    """Two augmented convolutions of one dilation, and a residual connection around them."""
+
+    def __init__(self, first: AugmentedConv, second: AugmentedConv, d_model: int) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.norm = MaskedBatchNorm(d_model)
+
+    def forward(self, x: Tensor, exists: Tensor, prev_attn_logits: Map) -> Tuple[Tensor, Map]:
+        """x (B, L, d_model), exists (B, L) -> the same shape, and the map to hand on."""
+        out, attn_logits = self.first(x, exists, prev_attn_logits)
+        out, attn_logits = self.second(out, exists, attn_logits)
+        return self.norm(x + out, exists), attn_logits
+
+
+class DCTransformer(nn.Module):
+    """Dilated causal convolutions beside evolving attention, for multivariate time series.
+
+    As the authors' code has it, but for what is wrong there: padding takes no part in anything,
+    relative positions are learned, the output of attention is projected. Instead of one weight for
+    each step of a fixed length, steps are averaged, so that series of any length do.
+
+    Args:
+        in_channels: channels of the series.
+        out_features: classes, or 1 for a regression.
+        d_model: width.
+        ffn_dim: width inside the feed-forward networks.
+        num_blocks: blocks; the k-th has convolutions of dilation 2^k. Attention evolves from the
+            second on.
+        num_heads: attention heads.
+        attention_dim: how much of `d_model` attention gives, convolutions the rest; 0 is
+            convolutions alone.
+        kernel_size: steps that a convolution over time sees.
+        max_distance: steps farther apart share a relative position.
+        dropout: of the feed-forward networks and before the output.
+        causal: attention too sees earlier steps alone.
+        alpha, beta, evolution_kernel_size, learnable: as in
+            :class:`evolving_attention.AttentionEvolution`; alpha = beta = 0 hands no maps on.
+
+    Raises:
+        ValueError: an argument out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_features: int,
+        d_model: int = 128,
+        ffn_dim: int = 256,
+        num_blocks: int = 4,
+        num_heads: int = 8,
+        attention_dim: int = 32,
+        kernel_size: int = 3,
+        max_distance: int = 128,
+        dropout: float = 0.1,
+        causal: bool = False,
+        alpha: float = 0.3,
+        beta: float = 0.5,
+        evolution_kernel_size: int = 3,
+        learnable: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = {"d_model": d_model, "ffn_dim": ffn_dim, "num_blocks": num_blocks}
+        sizes |= {"num_heads": num_heads, "kernel_size": kernel_size, "max_distance": max_distance}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if not 0 <= attention_dim < d_model or attention_dim % num_heads:
+            raise ValueError(
+                f"attention_dim must be less than d_model ({d_model}) and a multiple of num_heads "
+                f"({num_heads}), got {attention_dim}"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        check_options(alpha, beta, evolution_kernel_size)
+        evolves = learnable or alpha > 0 or beta > 0
+        window = "causal" if causal else "bidirectional"
+
+        def layer(index: int) -> AugmentedConv:
+            conv = CausalConv(d_model, d_model - attention_dim, kernel_size, 2**index)
+            attention = evolution = None
+            if attention_dim and evolves and index > 0:
+                evolution = AttentionEvolution(
+                    num_heads, alpha, beta, evolution_kernel_size, window, learnable
+                )
+            if attention_dim:
+                attention = EvolvingSelfAttention(
+                    d_model, attention_dim, num_heads, max_distance, evolution, causal
+                )
+            return AugmentedConv(conv, attention, d_model, ffn_dim, dropout)
+
+        self.embed = nn.Linear(in_channels, d_model)
+        self.blocks = nn.ModuleList(
+            Block(layer(index), layer(index), d_model) for index in range(num_blocks)
+        )
+        self.activation = nn.LeakyReLU()
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(d_model, out_features)
+
+    def forward(self, series: Tensor, lengths: Tensor) -> Tensor:
+        """Series (B, L, in_channels), padded on the right, and their lengths (B,), at least 1.
+
+        Returns:
+            (B, out_features), class logits or the standardised target.
+        """
+        steps = torch.arange(series.size(1), device=series.device)
+        exists = steps < lengths.unsqueeze(1)
+        x = self.embed(series) * self.embed.out_features**0.5
+        attn_logits: Map = None
+        for block in self.blocks:
+            x, attn_logits = block(x, exists, attn_logits)
+        x = self.dropout(self.activation(x)).masked_fill(~exists.unsqueeze(2), 0.0)
+        return self.head(x.sum(dim=1) / lengths.unsqueeze(1))

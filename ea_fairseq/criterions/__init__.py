@@ -1,0 +1,1 @@
+from ea_fairseq.criterions import time_series  # noqa: F401

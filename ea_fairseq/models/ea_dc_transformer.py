@@ -1,0 +1,87 @@
+"""``ea_dc_transformer``: dilated causal convolutions beside evolving attention, for time series."""
+
+from dataclasses import dataclass, field
+
+from fairseq.models import BaseFairseqModel, register_model
+from torch import Tensor
+
+from ea_fairseq.models.options import EvolutionConfig, check_evolution
+
+
+@dataclass
+class EADCTransformerConfig(EvolutionConfig):
+    ea_alpha: float = field(
+        default=0.3,
+        metadata={"help": "weight of the previous layer's map, 0 to 1 (default: 0.3)"},
+    )
+    ea_beta: float = field(
+        default=0.5,
+        metadata={"help": "weight of the convolution over the map, 0 to 1 (default: 0.5)"},
+    )
+    d_model: int = field(default=128, metadata={"help": "width of the network (default: 128)"})
+    ffn_dim: int = field(
+        default=256, metadata={"help": "width inside the feed-forward networks (default: 256)"}
+    )
+    num_blocks: int = field(
+        default=4, metadata={"help": "blocks, each of twice the dilation (default: 4)"}
+    )
+    num_heads: int = field(default=8, metadata={"help": "attention heads (default: 8)"})
+    attention_dim: int = field(
+        default=32,
+        metadata={
+            "help": "how much of the width is attention's, 0 for convolutions alone (default: 32)"
+        },
+    )
+    kernel_size: int = field(
+        default=3, metadata={"help": "steps that the convolutions over time see (default: 3)"}
+    )
+    max_distance: int = field(
+        default=128,
+        metadata={"help": "steps farther apart share a relative position (default: 128)"},
+    )
+    dropout: float = field(default=0.1, metadata={"help": "default: 0.1"})
+    causal: bool = field(
+        default=False, metadata={"help": "attention sees earlier steps alone, too"}
+    )
+
+
+@register_model("ea_dc_transformer", dataclass=EADCTransformerConfig)
+class EADCTransformerModel(BaseFairseqModel):
+    """The network of :mod:`ea_aeon.network` as a fairseq model, for the ``time_series`` task."""
+
+    def __init__(self, network) -> None:
+        super().__init__()
+        self.network = network
+
+    @classmethod
+    def build_model(cls, cfg: EADCTransformerConfig, task):
+        """Builds the model; raises ValueError, naming the option, if it cannot be."""
+        # aeon, which ea_aeon needs, is installed for time series alone.
+        from ea_aeon.network import DCTransformer
+
+        check_evolution(cfg)
+        try:
+            network = DCTransformer(
+                in_channels=task.num_channels,
+                out_features=task.num_outputs,
+                d_model=cfg.d_model,
+                ffn_dim=cfg.ffn_dim,
+                num_blocks=cfg.num_blocks,
+                num_heads=cfg.num_heads,
+                attention_dim=cfg.attention_dim,
+                kernel_size=cfg.kernel_size,
+                max_distance=cfg.max_distance,
+                dropout=cfg.dropout,
+                causal=cfg.causal,
+                alpha=cfg.ea_alpha,
+                beta=cfg.ea_beta,
+                evolution_kernel_size=cfg.ea_kernel_size,
+                learnable=cfg.ea_learnable,
+            )
+        except ValueError as error:
+            raise ValueError(f"--{str(error).replace('_', '-', 1)}") from None
+        return cls(network)
+
+    def forward(self, series: Tensor, lengths: Tensor) -> Tensor:
+        """Series (batch, steps, channels) and their lengths -> (batch, outputs)."""
+        return self.network(series, lengths)

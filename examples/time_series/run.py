@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Train on UEA, UCR or TSER data sets and score on their official test split, in a table.
+
+    python examples/time_series/run.py JapaneseVowels BasicMotions
+    python examples/time_series/run.py NATOPS --folder data/uea --seeds 1 2 3 --epochs 100
+
+Each data set is learned by three networks alike but for their attention: evolving, plain (alpha =
+beta = 0) and none (convolutions alone). Classification gives accuracy, regression the root mean
+squared error in the target's own unit. The test split is looked at once, after training.
+"""
+
+import argparse
+import ast
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from ea_aeon import EADCTransformerClassifier, EADCTransformerRegressor
+from ea_aeon.data import TimeSeries, read
+
+NETWORKS = {
+    "evolving": {},
+    "plain": {"alpha": 0.0, "beta": 0.0},
+    "convolutions": {"attention_dim": 0},
+}
+
+
+def score(train: TimeSeries, test: TimeSeries, options: Dict) -> float:
+    """Accuracy, or root mean squared error, on `test` after training on `train`."""
+    kind = EADCTransformerRegressor if train.is_regression else EADCTransformerClassifier
+    predictions = kind(**options).fit(train.series, train.targets).predict(test.series)
+    if train.is_regression:
+        return float(np.sqrt(np.mean((predictions - test.targets) ** 2)))
+    return float(np.mean(predictions == test.targets))
+
+
+def row(name: str, train: TimeSeries, results: Dict[str, List[float]]) -> str:
+    """A line of the table: the mean and, of several seeds, the standard deviation."""
+    cells = []
+    for values in results.values():
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.3f}{spread}")
+    metric = "RMSE" if train.is_regression else "accuracy"
+    return f"| {name} | {metric} | {' | '.join(cells)} |"
+
+
+def option(text: str) -> Tuple[str, Any]:
+    """NAME=VALUE, the value a Python literal or else a string."""
+    name, found, value = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", metavar="DATASET")
+    parser.add_argument("--folder", help="holds DATASET/DATASET_TRAIN.ts; default: aeon's own")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
+    parser.add_argument("--epochs", type=int, default=100, help="at most; default: 100")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=option,
+        metavar="NAME=VALUE",
+        help="of the estimators, for example --option d_model=64 --option lr=0.0005",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every score there")
+    args = parser.parse_args(argv)
+    known = EADCTransformerClassifier().get_params()
+    options = dict(args.option)
+    for name in options:
+        if name not in known:
+            parser.error(f"--option {name}: there are {', '.join(known)}")
+    options["n_epochs"] = args.epochs
+
+    lines = [
+        f"| data set | metric | {' | '.join(args.networks)} |",
+        f"|---|---|{'---|' * len(args.networks)}",
+    ]
+    scores = {}
+    for name in args.names:
+        try:
+            train, test = (read(name, split, args.folder) for split in ("train", "test"))
+        except (OSError, ValueError) as error:
+            sys.exit(f"run.py: error: {error}")
+        scores[name] = {network: [] for network in args.networks}
+        for network in args.networks:
+            for seed in args.seeds:
+                begin = time.monotonic()
+                given = {**options, **NETWORKS[network], "random_state": seed}
+                scores[name][network].append(score(train, test, given))
+                took = time.monotonic() - begin
+                result = scores[name][network][-1]
+                print(f"{name} {network} seed {seed}: {result:.3f} ({took:.0f} s)", flush=True)
+        lines.append(row(name, train, scores[name]))
+        if args.json:
+            args.json.write_text(json.dumps(scores, indent=1) + "\n")
+    print("\n" + "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,520 @@
+"""EA-DC-Transformer: the network's laws, its preparation of data, aeon's and fairseq's doors."""
+
+import gzip
+import re
+
+import numpy as np
+import pytest
+import torch
+from aeon.testing.data_generation import (
+    make_example_3d_numpy,
+    make_example_3d_numpy_list,
+)
+from aeon.testing.estimator_checking import parametrize_with_checks
+from fairseq import checkpoint_utils
+from test_fairseq_commands import USER_DIR, fairseq, weights
+
+from ea_aeon import EADCTransformerClassifier, EADCTransformerRegressor
+from ea_aeon.data import Preparation, pad, read, split_off
+from ea_aeon.network import DCTransformer, MaskedBatchNorm, RelativeLogits
+from evolving_attention import reference
+
+SMALL = {"d_model": 16, "ffn_dim": 16, "num_blocks": 3, "num_heads": 2, "attention_dim": 4}
+VARIANTS = [
+    {},
+    {"causal": True},
+    {"learnable": True},
+    {"alpha": 0.0, "beta": 0.0},
+    {"alpha": 0.5, "beta": 0.0},
+    {"alpha": 0.0, "beta": 0.5, "evolution_kernel_size": 5},
+    {"max_distance": 2},
+    {"attention_dim": 0},
+]
+
+
+def build(channels=3, outputs=4, seed=0, **options):
+    """A small network in float64, its normalisation no longer as at the start."""
+    torch.manual_seed(seed)
+    network = DCTransformer(channels, outputs, **{**SMALL, **options}).double()
+    for module in network.modules():
+        if isinstance(module, MaskedBatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
+def series(*lengths, channels=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(length, channels, generator=generator, dtype=torch.float64)
+        for length in lengths
+    ]
+
+
+# ------------------------------------------------------------------------------- the network
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("length", [1, 2, 17])
+def test_a_series_alone_equals_itself_in_a_padded_batch(options, length):
+    network = build(**options)
+    (alone,) = series(length)
+    expected = network(**pad([alone]))
+    batch = pad([alone, *series(30, 5, seed=1)])
+    torch.testing.assert_close(network(**batch)[:1], expected, rtol=0, atol=1e-12)
+    batch["series"][0, length:] = float("nan")  # whatever stands there
+    batch["series"] = batch["series"].nan_to_num(1e3)
+    torch.testing.assert_close(network(**batch)[:1], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_padding_changes_no_gradient_and_no_statistics_in_training(options):
+    """More padding, in training, with batch normalisation over what is there."""
+    cases = series(9, 4, 1)
+    results = []
+    for extra in (0, 7):
+        network = build(**options, dropout=0.0).train()
+        batch = pad(cases)
+        batch["series"] = torch.nn.functional.pad(batch["series"], (0, 0, 0, extra), value=5.0)
+        network(**batch).square().sum().backward()
+        gradients = {name: p.grad for name, p in network.named_parameters()}
+        results.append((gradients, dict(network.named_buffers())))
+    for expected, got in zip(*results, strict=True):
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, rtol=0, atol=1e-10, msg=name)
+
+
+def test_every_weight_gets_a_gradient():
+    network = build(learnable=True).train()
+    network(**pad(series(9, 12))).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def steps_of(network, case):
+    """What the network makes of each step of a series, before the mean over them."""
+    steps = []
+    handle = network.dropout.register_forward_hook(lambda *call: steps.append(call[2][0]))
+    network(**pad([case]))
+    handle.remove()
+    return steps[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"learnable": True}, {"evolution_kernel_size": 5}])
+def test_the_causal_option_sees_no_later_step(options):
+    """Before the mean over time, no step changes with a later one; without the option they do."""
+    for causal in (True, False):
+        network = build(causal=causal, **options)
+        (before,) = series(20)
+        after = before.clone()
+        after[11:] += 1
+        outputs = [steps_of(network, case) for case in (before, after)]
+        same = (outputs[0] == outputs[1]).all(dim=1)
+        assert bool(same[:11].all()) == causal
+        assert not same[11:].any()
+
+
+@pytest.mark.parametrize("max_distance", [1, 4, 50])
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_relative_logits_are_those_of_the_distance(length, max_distance):
+    relative = RelativeLogits(4, max_distance)
+    q = torch.randn(2, 3, length, 4)
+    got = relative(q)
+    for i in range(length):
+        for j in range(length):
+            distance = max(-max_distance, min(max_distance, j - i))
+            expected = q[:, :, i] @ relative.table[distance + max_distance]
+            torch.testing.assert_close(got[:, :, i, j], expected)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_maps_are_those_of_the_equations(causal):
+    network = build(causal=causal)
+    lengths = (9, 6)
+    seen = []
+
+    def keep(module, args, output):
+        x, exists, prev = args
+        q, k, _ = module.qkv(x).unflatten(2, (3, 2, 2)).permute(2, 0, 3, 1, 4)
+        logits = (q @ k.transpose(2, 3) + module.relative(q)) * 2**-0.5
+        seen.append((module, logits, exists, prev, output[1]))
+
+    for block in network.blocks:
+        for layer in (block.first, block.second):
+            layer.attention.register_forward_hook(keep)
+    network(**pad(series(*lengths)))
+    assert [prev is None for _, _, _, prev, _ in seen] == [True] + [False] * 5
+    handed_on = None
+    for index, (attention, logits, exists, prev, evolved) in enumerate(seen):
+        assert prev is handed_on
+        if index < 2:  # the first block is plain
+            torch.testing.assert_close(evolved, logits, rtol=0, atol=1e-12)
+        else:
+            mask = ~(exists[:, None, :, None] & exists[:, None, None, :])
+            if causal:
+                mask = mask | torch.ones(9, 9, dtype=torch.bool).triu(1)
+            evolution = attention.evolution
+            window = "causal" if causal else "bidirectional"
+            expected = reference.evolve(
+                logits, prev, evolution.weight, evolution.bias, 0.3, 0.5, window, mask
+            )
+            torch.testing.assert_close(evolved, expected, rtol=0, atol=1e-12)
+        handed_on = evolved
+
+
+def test_without_evolution_no_map_is_used():
+    """alpha = beta = 0 has no evolving weights, and equals an evolving network cut apart."""
+    plain = build(alpha=0.0, beta=0.0)
+    assert not [name for name in plain.state_dict() if "evolution" in name]
+    learnable = build(learnable=True, alpha=0.0, beta=0.0)
+    learnable.load_state_dict(plain.state_dict(), strict=False)
+    batch = pad(series(9, 6))
+    torch.testing.assert_close(learnable(**batch), plain(**batch), rtol=0, atol=1e-12)
+
+
+def test_one_step_in_training_is_normalised_by_what_was_learned():
+    network = build().train()
+    out = network(**pad(series(1)))
+    assert torch.isfinite(out).all()
+
+
+def test_batch_norm_is_torchs_over_the_steps_that_exist():
+    norm = MaskedBatchNorm(3)
+    x, exists = torch.randn(2, 5, 3), torch.arange(5) < torch.tensor([[5], [2]])
+    out = norm(x, exists)
+    expected = torch.nn.BatchNorm1d(3)
+    torch.testing.assert_close(out[exists], expected(torch.cat([x[0], x[1, :2]])))
+    torch.testing.assert_close(norm.running_var, expected.running_var)
+    assert not out[1, 2:].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 2}, "alpha must lie in"),
+        ({"evolution_kernel_size": 2}, "kernel_size must be odd"),
+        ({"attention_dim": 5}, "attention_dim must be less than d_model .16. and a multiple"),
+        ({"attention_dim": 16}, "attention_dim must be less than d_model"),
+        ({"num_blocks": 0}, "num_blocks must be 1 or more, got 0"),
+        ({"dropout": 1.0}, "dropout must lie in"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+# ------------------------------------------------------------------------------- data
+
+
+def test_preparation_standardises_by_the_training_series():
+    rng = np.random.default_rng(0)
+    training = [rng.normal(5, 3, (2, length)) for length in (40, 70, 10)]
+    training[0][1, 3] = np.nan
+    preparation = Preparation.fit(training)
+    steps = np.concatenate(training, axis=1)
+    np.testing.assert_allclose(preparation.mean, np.nanmean(steps, axis=1))
+    np.testing.assert_allclose(preparation.std, np.nanstd(steps, axis=1))
+    other = rng.normal(0, 1, (2, 6))
+    (got,) = preparation([other])
+    expected = (other - np.nanmean(steps, axis=1)[:, None]) / np.nanstd(steps, axis=1)[:, None]
+    np.testing.assert_allclose(got.numpy(), expected.T, rtol=1e-5)
+
+
+def test_missing_values_are_interpolated_and_the_input_stays_as_it_was():
+    nan = np.nan
+    case = np.array([[nan, 1.0, nan, nan, 4.0, nan], [nan] * 6, [7.0] * 6])
+    given = case.copy()
+    preparation = Preparation.fit([case])
+    assert preparation.std[1:] == [1, 1]  # nothing there, and nothing that changes
+    (got,) = preparation([case])
+    got = got.numpy() * preparation.std + preparation.mean
+    np.testing.assert_allclose(got[:, 0], [1, 1, 2, 3, 4, 4], rtol=1e-6)
+    np.testing.assert_allclose(got[:, 1], 0)
+    np.testing.assert_allclose(got[:, 2], 7)
+    np.testing.assert_array_equal(case, given)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (np.zeros((3, 5)), r"series 1 has shape \(3, 5\); \(2, steps\) is wanted"),
+        (np.zeros((2, 0)), r"series 1 has shape \(2, 0\)"),
+        (np.full((2, 5), np.inf), "series 1 has infinite values"),
+    ],
+)
+def test_unfit_series_are_named(case, message):
+    preparation = Preparation.fit([np.random.default_rng(0).normal(size=(2, 5))])
+    with pytest.raises(ValueError, match=message):
+        preparation([np.zeros((2, 5)), case])
+
+
+def test_validation_is_a_stratified_part_drawn_by_the_seed():
+    labels = np.repeat(["a", "b"], [80, 20])
+    training, validation = split_off(100, 0.2, 1, labels)
+    assert sorted([*training, *validation]) == list(range(100))
+    assert (labels[validation] == "b").sum() == 4
+    assert (split_off(100, 0.2, 1, labels)[1] == validation).all()
+    assert (split_off(100, 0.2, 2, labels)[1] != validation).any()
+    assert len(split_off(5, 0.2, 1, list("aabbc"))[1]) == 1  # too few to stratify
+    assert len(split_off(4, 0.0, 1)[1]) == 0
+    with pytest.raises(ValueError, match="validation_fraction must lie in"):
+        split_off(4, 1.0, 1)
+
+
+def ts_file(series, targets, regression):
+    """The text of a .ts file."""
+    kind = (
+        "@targetlabel true" if regression else f"@classLabel true {' '.join(sorted(set(targets)))}"
+    )
+    lines = ["@problemName Made", "@timeStamps false", "@missing true", "@univariate false"]
+    lines += ["@equalLength false", kind, "@data"]
+    for case, target in zip(series, targets, strict=True):
+        channels = [",".join("?" if np.isnan(x) else f"{x:.4f}" for x in row) for row in case]
+        lines.append(":".join([*channels, str(target)]))
+    return "\n".join(lines) + "\n"
+
+
+def make_dataset(folder, name, regression=False, seed=0, train=48, test=24):
+    """Series of unequal length with gaps, told apart by the sign of a bump in channel 0."""
+    rng = np.random.default_rng(seed)
+    (folder / name).mkdir(parents=True)
+    for split, count in (("TRAIN", train), ("TEST", test)):
+        cases, targets = [], []
+        for _ in range(count):
+            length = rng.integers(6, 14)
+            size = rng.choice([-1.0, 1.0]) if not regression else rng.uniform(-1, 1)
+            case = rng.normal(0, 0.2, (2, length))
+            case[0] += size * np.sin(np.linspace(0, np.pi, length))
+            case[1, rng.integers(length)] = np.nan
+            cases.append(case)
+            targets.append(f"{100 + 10 * size:.3f}" if regression else {-1: "down", 1: "up"}[size])
+        text = ts_file(cases, targets, regression)
+        (folder / name / f"{name}_{split}.ts").write_text(text)
+    return folder
+
+
+def test_reading(tmp_path):
+    make_dataset(tmp_path, "Bumps")
+    data = read("Bumps", "train", str(tmp_path))
+    assert not data.is_regression
+    assert len(data.series) == len(data.targets) == 48
+    assert {case.shape[0] for case in data.series} == {2}
+    assert len({case.shape[1] for case in data.series}) > 1
+    assert np.isnan(data.series[0]).sum() == 1
+
+    path = tmp_path / "Bumps" / "Bumps_TEST.ts"
+    (tmp_path / "Bumps_TEST.ts.gz").write_bytes(gzip.compress(path.read_bytes()))
+    expected = read("Bumps", "test", str(tmp_path))
+    path.unlink()
+    got = read("Bumps", "test", str(tmp_path))
+    assert list(got.targets) == list(expected.targets)
+    np.testing.assert_array_equal(got.series[3], expected.series[3])
+
+    make_dataset(tmp_path, "Sizes", regression=True)
+    data = read("Sizes", "train", str(tmp_path))
+    assert data.is_regression and data.targets.dtype == float
+    with pytest.raises(FileNotFoundError, match="no Other_TRAIN.ts or Other_TRAIN.ts.gz in"):
+        read("Other", "train", str(tmp_path))
+    assert len(read("BasicMotions", "train").series) == 40
+
+
+# ------------------------------------------------------------------------------- aeon
+
+
+@parametrize_with_checks([EADCTransformerClassifier, EADCTransformerRegressor])
+def test_aeons_checks(check):
+    check()
+
+
+FAST = {**SMALL, "n_epochs": 40, "batch_size": 8, "lr": 5e-3, "random_state": 1, "device": "cpu"}
+
+
+def test_classifier_learns_saves_and_loads(tmp_path):
+    make_dataset(tmp_path, "Bumps")
+    train, test = (read("Bumps", split, str(tmp_path)) for split in ("train", "test"))
+    state = torch.get_rng_state()
+    classifier = EADCTransformerClassifier(**FAST).fit(train.series, train.targets)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert classifier.score(test.series, test.targets) > 0.9
+    assert list(classifier.classes_) == ["down", "up"]
+    probabilities = classifier.predict_proba(test.series)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-9)
+    one = [classifier.predict_proba([case])[0] for case in test.series[:5]]
+    np.testing.assert_allclose(probabilities[:5], one, atol=1e-5)
+
+    again = EADCTransformerClassifier(**FAST).fit(train.series, train.targets)
+    np.testing.assert_array_equal(again.predict_proba(test.series), probabilities)
+
+    classifier.save(tmp_path / "classifier.pt")
+    loaded = EADCTransformerClassifier.load(tmp_path / "classifier.pt", device="cpu")
+    np.testing.assert_array_equal(loaded.predict_proba(test.series), probabilities)
+    assert (loaded.predict(test.series) == classifier.predict(test.series)).all()
+    assert loaded.get_params() == classifier.get_params()
+    with pytest.raises(ValueError, match="holds no EADCTransformerRegressor"):
+        EADCTransformerRegressor.load(tmp_path / "classifier.pt")
+    with pytest.raises(ValueError, match="channels"):
+        loaded.predict(make_example_3d_numpy(n_channels=3, return_y=False))
+
+
+def test_regressor_learns_saves_and_loads(tmp_path):
+    make_dataset(tmp_path, "Sizes", regression=True)
+    train, test = (read("Sizes", split, str(tmp_path)) for split in ("train", "test"))
+    regressor = EADCTransformerRegressor(**FAST).fit(train.series, train.targets)
+    assert regressor.score(test.series, test.targets) > 0.7  # R²
+    regressor.save(tmp_path / "regressor.pt")
+    loaded = EADCTransformerRegressor.load(tmp_path / "regressor.pt", device="cpu")
+    np.testing.assert_array_equal(loaded.predict(test.series), regressor.predict(test.series))
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path):
+    make_dataset(tmp_path, "Bumps")
+    train = read("Bumps", "train", str(tmp_path))
+    train.targets[::5] = "down"  # nothing to be learned from
+    options = {**FAST, "n_epochs": 60, "patience": 3, "lr": 0.02}
+    classifier = EADCTransformerClassifier(**options).fit(train.series, train.targets)
+    losses = [epoch["valid_loss"] for epoch in classifier.history_]
+    assert len(losses) < 60
+    seed = int(np.random.RandomState(1).randint(2**31))
+    _, validation = split_off(48, 0.2, seed, train.targets)
+    cases = [train.series[index] for index in validation]
+    probabilities = classifier.predict_proba(cases)
+    picked = [
+        probabilities[row, list(classifier.classes_).index(train.targets[index])]
+        for row, index in enumerate(validation)
+    ]
+    assert -np.log(picked).mean() == pytest.approx(min(losses), rel=1e-4)
+    options["validation_fraction"] = 0
+    assert len(EADCTransformerClassifier(**options).fit(train.series, train.targets).history_) == 60
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rng: rng.normal(size=(8, 1, 20)),  # one channel
+        lambda rng: rng.normal(size=(8, 2, 1)),  # a single time step
+        lambda rng: np.concatenate([rng.normal(size=(8, 1, 9)), np.ones((8, 1, 9))], axis=1),
+        lambda rng: np.where(rng.random((8, 2, 9)) < 0.5, np.nan, rng.normal(size=(8, 2, 9))),
+        lambda rng: [rng.normal(size=(2, n)) for n in (1, 2, 3, 30, 5, 6, 7, 8)],
+    ],
+)
+@pytest.mark.parametrize("estimator", [EADCTransformerClassifier, EADCTransformerRegressor])
+def test_unusual_series(estimator, make):
+    X, y = make(np.random.default_rng(0)), np.array([0, 1] * 4)
+    if estimator is EADCTransformerRegressor:
+        y = np.linspace(-1, 1, 8)
+    fitted = estimator(**{**FAST, "n_epochs": 2, "batch_size": 7}).fit(X, y)
+    assert np.isfinite(np.asarray(fitted.predict(X), dtype=float)).all()
+
+
+def test_bad_options_of_an_estimator_are_named():
+    X, y = make_example_3d_numpy_list(n_cases=8, n_channels=2)
+    with pytest.raises(ValueError, match="attention_dim must be less than d_model"):
+        EADCTransformerClassifier(**{**FAST, "attention_dim": 99}).fit(X, y)
+
+
+# ------------------------------------------------------------------------------- fairseq
+
+NETWORK = [
+    *("--d-model", 16, "--ffn-dim", 16, "--num-blocks", 2, "--num-heads", 2),
+    *("--attention-dim", 4, "--lr", 5e-3, "--batch-size", 8, "--cpu", "--num-workers", 0),
+    *("--log-format", "json"),
+]
+
+
+def task_of(folder, name):
+    return ["--user-dir", USER_DIR, "--task", "time_series", "--dataset-name", name] + (
+        ["--dataset-dir", folder] if folder else []
+    )
+
+
+def train(folder, name, save_dir, *options):
+    arguments = [*task_of(folder, name), "--arch", "ea_dc_transformer", *NETWORK]
+    return fairseq("train", *arguments, "--save-dir", save_dir, *options)
+
+
+@pytest.mark.parametrize(("regression", "metric"), [(False, "accuracy"), (True, "rmse")])
+def test_fairseq_trains_resumes_and_validates_on_the_test_split(tmp_path, regression, metric):
+    folder = make_dataset(tmp_path / "data", "Made", regression)
+    train(folder, "Made", tmp_path / "a", "--max-epoch", 30)
+    out = fairseq(
+        "validate",
+        *(*task_of(folder, "Made"), "--path", tmp_path / "a" / "checkpoint_best.pt"),
+        *("--valid-subset", "test", "--cpu", "--log-format", "json"),
+    )
+    found = float(re.search(rf'"test_{metric}": "(.*?)"', out).group(1))
+    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(tmp_path / "a" / "checkpoint_best.pt")]
+    )
+    model.eval()
+    data = read("Made", "test", str(folder))
+    prepared = Preparation(task.state.fitted["mean"], task.state.fitted["std"])(data.series)
+    output = torch.cat([model(**pad([case])) for case in prepared]).detach()
+    if regression:
+        fitted = task.state.fitted
+        predictions = output[:, 0].numpy() * fitted["target_std"] + fitted["target_mean"]
+        expected = np.sqrt(np.mean((predictions - data.targets) ** 2))
+        assert expected < 4  # their standard deviation is 5.8
+    else:
+        classes = np.array(task.state.fitted["classes"])
+        expected = 100 * (classes[output.argmax(dim=1)] == data.targets).mean()
+        assert expected > 90
+    assert found == pytest.approx(expected, abs=0.01)
+
+    train(folder, "Made", tmp_path / "b", "--max-epoch", 2)
+    train(folder, "Made", tmp_path / "b", "--max-epoch", 4)
+    train(folder, "Made", tmp_path / "c", "--max-epoch", 4)
+    resumed, whole = (weights(tmp_path / x / "checkpoint_last.pt") for x in "bc")
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_fairseqs_shortest_command(tmp_path):
+    """Only what names the task, the model and the data, and few epochs."""
+    fairseq(
+        "train",
+        *(*task_of(None, "BasicMotions"), "--arch", "ea_dc_transformer", "--num-blocks", 1),
+        *("--max-epoch", 1, "--save-dir", tmp_path),
+    )
+    saved = checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint_last.pt"))["cfg"]
+    assert saved.criterion._name == "time_series" and saved.optimizer._name == "adam"
+    assert saved.optimization.lr == [1e-3] and saved.dataset.batch_size == 16
+    assert (saved.model.ea_alpha, saved.model.ea_beta) == (0.3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ea-alpha", 2], "--ea-alpha must lie in"),
+        (["--attention-dim", 3], "--attention-dim must be less than d_model"),
+        (["--validation-fraction", 0], "leaves no case to validate"),
+        (["--valid-subset", "dev"], "the splits are train, valid and test, not 'dev'"),
+    ],
+)
+def test_fairseq_names_bad_options(tmp_path, options, message):
+    folder = make_dataset(tmp_path, "Made")
+    with pytest.raises(ValueError, match=message):
+        train(folder, "Made", tmp_path / "a", *options)
+
+
+def test_fairseq_names_unseen_labels_and_other_channels(tmp_path):
+    folder = make_dataset(tmp_path, "Made")
+    train(folder, "Made", tmp_path / "a", "--max-epoch", 1)
+    test = folder / "Made" / "Made_TEST.ts"
+    text = test.read_text()
+
+    def validate():
+        fairseq(
+            "validate",
+            *(*task_of(folder, "Made"), "--path", tmp_path / "a" / "checkpoint_best.pt"),
+            *("--valid-subset", "test", "--cpu"),
+        )
+
+    test.write_text(text.replace(":up", ":sideways").replace("down up", "down sideways"))
+    with pytest.raises(ValueError, match="labels that the training split has not: sideways"):
+        validate()
+    head, cases = text.split("@data\n")
+    three = [line.split(":")[0] + ":" + line for line in cases.splitlines()]
+    test.write_text(head + "@data\n" + "\n".join(three) + "\n")
+    with pytest.raises(ValueError, match=r"\(2, steps\) is wanted"):
+        validate()
