@@ -11,7 +11,6 @@ import aeon.datasets
 import numpy as np
 import torch
 from aeon.datasets.tser_datasets import tser_soton
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -99,7 +98,7 @@ class Preparation:
         mean = np.where(seen, steps, 0).sum(axis=1) / counts
         deviation = np.where(seen, steps - mean[:, None], 0)
         std = np.sqrt((deviation**2).sum(axis=1) / counts)
-        std[std < 1e-8 * np.maximum(1, np.abs(mean))] = 1  # a channel that never changes
+        std[std <= 1e-8 * np.abs(mean)] = 1  # a channel that never changes
         return cls(mean.tolist(), std.tolist())
 
     def __call__(self, series: Sequence[np.ndarray]) -> List[Tensor]:
@@ -109,9 +108,14 @@ class Preparation:
         the last it is the nearest; a channel without any is the mean, 0.
         """
         check(series, len(self.mean))
-        return [self.prepare(case) for case in series]
+        prepared = [self.prepare(case) for case in series]
+        for number, case in enumerate(prepared):
+            if not case.isfinite().all():
+                raise ValueError(f"series {number} has values too large for single precision")
+        return prepared
 
     def prepare(self, case: np.ndarray) -> Tensor:
+        """One series, (channels, steps) -> (steps, channels)."""
         case = (case - np.array(self.mean)[:, None]) / np.array(self.std)[:, None]
         for channel in case:
             missing = np.isnan(channel)
@@ -165,20 +169,17 @@ def split_off(
 ) -> Tuple[np.ndarray, np.ndarray]:
     """Indices to train on and, a `fraction` of all, to validate with; drawn by `seed`.
 
-    `labels` are spread over both alike, if each is there often enough for that. Where the fraction
-    is less than one case, or nothing would be left to train on, there is no validation set.
+    Of each of the `labels` one case at least is trained on, and both parts have them in about the
+    same proportions. Where the fraction is less than one case there is no validation set.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"validation_fraction must lie in [0, 1), got {fraction}")
-    indices = np.arange(cases)
-    size = round(cases * fraction)
-    if size == 0 or size == cases:
-        return indices, indices[:0]
-    if labels is not None:
-        counts = np.unique(labels, return_counts=True)[1]
-        if counts.min() < 2 or min(size, cases - size) < len(counts):
-            labels = None
-    training, validation = train_test_split(
-        indices, test_size=size, random_state=seed, stratify=labels
-    )
-    return np.sort(training), np.sort(validation)
+    order = np.random.default_rng(seed).permutation(cases)
+    labels = np.zeros(cases) if labels is None else np.asarray(labels)
+    kept = order[np.unique(labels[order], return_index=True)[1]]  # the first of each label
+    rest = order[~np.isin(order, kept)]
+    size = min(round(cases * fraction), len(rest))
+    rest = rest[np.argsort(labels[rest], kind="stable")]
+    even = ((np.arange(size) + 0.5) * len(rest) / max(size, 1)).astype(int)
+    validation = np.sort(rest[even])
+    return np.setdiff1d(order, validation), validation

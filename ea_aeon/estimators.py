@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from typing import ClassVar, Dict, List, Optional, Sequence, Type, Union
+from typing import ClassVar, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
 import torch
@@ -95,24 +95,34 @@ class DCTransformerEstimator:
     def chosen_device(self) -> torch.device:
         """The device named, or if "auto" the GPU where there is one."""
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(automatic if self.device == "auto" else self.device)
+        try:
+            return torch.device(automatic if self.device == "auto" else self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be auto, cpu, cuda, ...; got {self.device!r}") from error
 
-    def train(
-        self,
-        X,
-        targets: Tensor,
-        out_features: int,
-        criterion: Type[nn.Module],
-        labels: Optional[Sequence] = None,
-    ) -> None:
-        """Fits the preparation, then the network by skorch; `labels` stratify the validation."""
+    def check_options(self) -> None:
+        """Raises ValueError, naming the option, for one of training out of range."""
+        for name in ("n_epochs", "batch_size", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("lr", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
+
+    def split(self, cases: int, labels: Optional[Sequence] = None) -> Tuple[np.ndarray, ...]:
+        """Indices of the cases to train on and to validate with, and the seed of the training."""
+        self.check_options()
         seed = int(check_random_state(self.random_state).randint(2**31))
-        training, validation = split_off(len(X), self.validation_fraction, seed, labels)
+        return (*split_off(cases, self.validation_fraction, seed, labels), seed)
+
+    def train(self, X, targets: Tensor, out_features: int, criterion: Type[nn.Module], split):
+        """Fits the preparation, then the network by skorch."""
+        training, validation, seed = split
         self.preparation_ = Preparation.fit([X[index] for index in training])
         cases = Cases(self.preparation_(X), targets)
         callbacks = [("clipping", GradientNormClipping(self.clip_norm))]
+        stopping = EarlyStopping(patience=self.patience, load_best=True, sink=noop)
         if len(validation):
-            stopping = EarlyStopping(patience=self.patience, load_best=True, sink=noop)
             callbacks.append(("stopping", stopping))
         if self.verbose:
             callbacks.append(("progress", ProgressBar()))
@@ -134,10 +144,20 @@ class DCTransformerEstimator:
             module__out_features=out_features,
             **{f"module__{name}": getattr(self, name) for name in NETWORK_OPTIONS},
         )
+        data = Subset(cases, training)
         with torch.random.fork_rng():  # the caller's random numbers stay as they were
             torch.manual_seed(seed)
-            net.fit(Subset(cases, training), y=None)
+            net.initialize()
+            net.notify("on_train_begin", X=data, y=None)
+            try:
+                net.fit_loop(data)
+            except KeyboardInterrupt:  # skorch's way to stop early; its fit() hides the user's too
+                if not len(validation) or stopping.misses_ < self.patience:
+                    raise
+            net.notify("on_train_end", X=data, y=None)
         self.network_, self.history_ = net.module_, net.history.to_list()
+        if not np.isfinite(self.history_[-1]["train_loss"]):
+            raise ValueError(f"training diverged, its loss is not finite; lower lr ({self.lr})")
 
     @torch.no_grad()
     def outputs(self, X) -> Tensor:
@@ -160,7 +180,7 @@ class DCTransformerEstimator:
         """
         self._check_is_fitted()
         options = self.get_params(deep=False)
-        if not isinstance(self.random_state, int):
+        if isinstance(self.random_state, np.random.RandomState):
             options["random_state"] = None
         saved = {
             "estimator": type(self).__name__,
@@ -171,7 +191,7 @@ class DCTransformerEstimator:
             "history": self.history_,
             "weights": self.network_.state_dict(),
         }
-        torch.save(saved, path)
+        torch.save({name: as_plain(value) for name, value in saved.items()}, path)
 
     @classmethod
     def load(cls, path: Union[str, os.PathLike], device: str = "auto"):
@@ -196,6 +216,17 @@ class DCTransformerEstimator:
         estimator.network_.load_state_dict(weights)
         estimator.is_fitted = True
         return estimator
+
+
+def as_plain(value):
+    """The value with Python's own numbers in place of numpy's, which torch.load refuses."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (list, tuple)):
+        return [as_plain(item) for item in value]
+    if type(value) is dict:
+        return {key: as_plain(item) for key, item in value.items()}
+    return value
 
 
 class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
@@ -227,7 +258,8 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
 
     def _fit(self, X, y):
         labels = np.array([self._class_dictionary[label] for label in y])
-        self.train(X, torch.from_numpy(labels), self.n_classes_, nn.CrossEntropyLoss, labels)
+        split = self.split(len(X), labels)
+        self.train(X, torch.from_numpy(labels), self.n_classes_, nn.CrossEntropyLoss, split)
         return self
 
     def _predict_proba(self, X) -> np.ndarray:
@@ -260,9 +292,11 @@ class EADCTransformerRegressor(DCTransformerEstimator, BaseRegressor):
 
     def _fit(self, X, y):
         y = np.asarray(y, dtype=np.float64)
-        self.target_mean_, self.target_std_ = float(y.mean()), float(y.std()) or 1.0
+        split = self.split(len(X))
+        known = y[split[0]]
+        self.target_mean_, self.target_std_ = float(known.mean()), float(known.std()) or 1.0
         targets = torch.from_numpy((y - self.target_mean_) / self.target_std_)
-        self.train(X, targets.float().unsqueeze(1), 1, nn.MSELoss)
+        self.train(X, targets.float().unsqueeze(1), 1, nn.MSELoss, split)
         return self
 
     def _predict(self, X) -> np.ndarray:

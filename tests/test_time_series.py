@@ -2,6 +2,8 @@
 
 import gzip
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,10 +14,10 @@ from aeon.testing.data_generation import (
 )
 from aeon.testing.estimator_checking import parametrize_with_checks
 from fairseq import checkpoint_utils
-from test_fairseq_commands import USER_DIR, fairseq, weights
+from test_fairseq_commands import ONE_THREAD, USER_DIR, fairseq, weights
 
 from ea_aeon import EADCTransformerClassifier, EADCTransformerRegressor
-from ea_aeon.data import Preparation, pad, read, split_off
+from ea_aeon.data import Preparation, collate, pad, read, split_off
 from ea_aeon.network import DCTransformer, MaskedBatchNorm, RelativeLogits
 from evolving_attention import reference
 
@@ -235,9 +237,18 @@ def test_missing_values_are_interpolated_and_the_input_stays_as_it_was():
     np.testing.assert_array_equal(case, given)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e-9, 1e9])
+def test_the_unit_of_a_channel_does_not_matter(scale):
+    cases = [np.random.default_rng(0).normal(3, 1, (2, 9))]
+    (expected,) = Preparation.fit(cases)(cases)
+    scaled = [case * scale for case in cases]
+    torch.testing.assert_close(Preparation.fit(scaled)(scaled)[0], expected)
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
+        (np.full((2, 5), 1e300), "series 1 has values too large"),
         (np.zeros((3, 5)), r"series 1 has shape \(3, 5\); \(2, steps\) is wanted"),
         (np.zeros((2, 0)), r"series 1 has shape \(2, 0\)"),
         (np.full((2, 5), np.inf), "series 1 has infinite values"),
@@ -253,10 +264,13 @@ def test_validation_is_a_stratified_part_drawn_by_the_seed():
     labels = np.repeat(["a", "b"], [80, 20])
     training, validation = split_off(100, 0.2, 1, labels)
     assert sorted([*training, *validation]) == list(range(100))
-    assert (labels[validation] == "b").sum() == 4
+    assert len(validation) == 20 and 3 <= (labels[validation] == "b").sum() <= 5
     assert (split_off(100, 0.2, 1, labels)[1] == validation).all()
     assert (split_off(100, 0.2, 2, labels)[1] != validation).any()
-    assert len(split_off(5, 0.2, 1, list("aabbc"))[1]) == 1  # too few to stratify
+    for seed in range(10):  # of each class something is left to learn from
+        for few in (list("abc"), list("aabbc"), list("abbbbbbbbb"), list("aabbccddeeff")):
+            training, _ = split_off(len(few), 0.4, seed, few)
+            assert {few[index] for index in training} == set(few)
     assert len(split_off(4, 0.0, 1)[1]) == 0
     with pytest.raises(ValueError, match="validation_fraction must lie in"):
         split_off(4, 1.0, 1)
@@ -351,6 +365,20 @@ def test_classifier_learns_saves_and_loads(tmp_path):
     np.testing.assert_array_equal(loaded.predict_proba(test.series), probabilities)
     assert (loaded.predict(test.series) == classifier.predict(test.series)).all()
     assert loaded.get_params() == classifier.get_params()
+    # Where fairseq, which widens what torch loads, is not imported: options of numpy's types too.
+    script = f"""
+import numpy as np
+from ea_aeon import EADCTransformerClassifier as C
+C.load({str(tmp_path / "classifier.pt")!r})
+X, y = np.random.default_rng(0).normal(size=(8, 1, 6)), np.array(["a", "b"] * 4)
+small = dict(d_model=np.int64(16), ffn_dim=16, num_blocks=1, num_heads=2, attention_dim=4)
+c = C(**small, lr=np.float64(0.01), n_epochs=1, random_state=np.int64(3)).fit(X, y)
+c.save({str(tmp_path / "other.pt")!r})
+again = C.load({str(tmp_path / "other.pt")!r})
+assert again.random_state == 3 and (again.predict(X) == c.predict(X)).all()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env=ONE_THREAD)
+
     with pytest.raises(ValueError, match="holds no EADCTransformerRegressor"):
         EADCTransformerRegressor.load(tmp_path / "classifier.pt")
     with pytest.raises(ValueError, match="channels"):
@@ -407,10 +435,42 @@ def test_unusual_series(estimator, make):
     assert np.isfinite(np.asarray(fitted.predict(X), dtype=float)).all()
 
 
-def test_bad_options_of_an_estimator_are_named():
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention_dim": 99}, "attention_dim must be less than d_model"),
+        ({"n_epochs": 0}, "n_epochs must be 1 or more, got 0"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"patience": 0}, "patience must be 1 or more"),
+        ({"clip_norm": 0}, "clip_norm must be more than 0"),
+        ({"lr": -1.0}, "lr must be more than 0, got -1.0"),
+        ({"validation_fraction": 1.0}, "validation_fraction must lie in"),
+        ({"device": "gpu"}, "device must be auto, cpu, cuda, ...; got 'gpu'"),
+        ({"lr": 1e30, "validation_fraction": 0}, "training diverged"),
+    ],
+)
+def test_bad_options_of_an_estimator_are_named(options, message):
     X, y = make_example_3d_numpy_list(n_cases=8, n_channels=2)
-    with pytest.raises(ValueError, match="attention_dim must be less than d_model"):
-        EADCTransformerClassifier(**{**FAST, "attention_dim": 99}).fit(X, y)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        EADCTransformerClassifier(**{**FAST, **options}).fit(X, y)
+
+
+@pytest.mark.parametrize("batches", [0, 9])
+def test_an_interrupted_fit_is_no_fit(monkeypatch, batches):
+    calls = []
+
+    def interrupt(cases):
+        calls.append(cases)
+        if len(calls) > batches:
+            raise KeyboardInterrupt
+        return collate(cases)
+
+    monkeypatch.setattr("ea_aeon.estimators.collate", interrupt)
+    X, y = make_example_3d_numpy_list(n_cases=20, n_channels=2)
+    classifier = EADCTransformerClassifier(**FAST)
+    with pytest.raises(KeyboardInterrupt):
+        classifier.fit(X, y)
+    assert not classifier.is_fitted
 
 
 # ------------------------------------------------------------------------------- fairseq
@@ -469,6 +529,17 @@ def test_fairseq_trains_resumes_and_validates_on_the_test_split(tmp_path, regres
         assert torch.equal(resumed[name], value), name
 
 
+def test_fairseq_validates_in_half_precision(tmp_path):
+    folder = make_dataset(tmp_path, "Made")
+    train(folder, "Made", tmp_path / "a", "--max-epoch", 1)
+    out = fairseq(
+        "validate",
+        *(*task_of(folder, "Made"), "--path", tmp_path / "a" / "checkpoint_best.pt"),
+        *("--valid-subset", "test", "--cpu", "--log-format", "json", "--fp16"),
+    )
+    assert "test_accuracy" in out
+
+
 def test_fairseqs_shortest_command(tmp_path):
     """Only what names the task, the model and the data, and few epochs."""
     fairseq(
@@ -488,6 +559,7 @@ def test_fairseqs_shortest_command(tmp_path):
         (["--ea-alpha", 2], "--ea-alpha must lie in"),
         (["--attention-dim", 3], "--attention-dim must be less than d_model"),
         (["--validation-fraction", 0], "leaves no case to validate"),
+        (["--dataset-name", "???"], "--dataset-name is missing"),
         (["--valid-subset", "dev"], "the splits are train, valid and test, not 'dev'"),
     ],
 )

@@ -49,7 +49,7 @@ class TimeSeriesCriterion(FairseqCriterion):
         if any("correct" in log for log in logging_outputs):
             metrics.log_scalar("accuracy", 100 * total("correct") / cases, cases, round=2)
         else:
-            metrics.log_scalar("mse", total("squared_error") / cases, cases, round=6)
+            metrics.log_scalar("mse", total("squared_error") / cases, cases)
             metrics.log_derived("rmse", lambda meters: math.sqrt(meters["mse"].avg))
 
     @staticmethod

@@ -84,4 +84,6 @@ class EADCTransformerModel(BaseFairseqModel):
 
     def forward(self, series: Tensor, lengths: Tensor) -> Tensor:
         """Series (batch, steps, channels) and their lengths -> (batch, outputs)."""
+        # fairseq halves the model's weights for --fp16, but its samples not everywhere.
+        series = series.to(self.network.embed.weight.dtype)
         return self.network(series, lengths)

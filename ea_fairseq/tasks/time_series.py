@@ -8,7 +8,7 @@ import torch
 from fairseq.data import FairseqDataset
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
-from omegaconf import II, MISSING
+from omegaconf import II, MISSING, OmegaConf
 from torch import Tensor
 
 
@@ -25,10 +25,10 @@ class TimeSeriesConfig(FairseqDataclass):
         },
     )
     validation_fraction: float = field(
-        default=0.2,
-        metadata={
-            "help": "of the training split, drawn by --seed, to validate with (default: 0.2)"
-        },
+        default=0.2, metadata={"help": "of the training split, to validate with (default: 0.2)"}
+    )
+    split_seed: int = field(
+        default=1, metadata={"help": "seed that draws the cases to validate with (default: 1)"}
     )
     seed: int = II("common.seed")
 
@@ -89,8 +89,8 @@ class TimeSeriesDataset(FairseqDataset):
 @register_task("time_series", dataclass=TimeSeriesConfig)
 class TimeSeriesTask(FairseqTask):
     """Splits: "train" and "valid" are parts of the official training split, "test" is the official
-    test split. What is fitted (standardisation, classes) comes from "train" alone and goes into
-    the checkpoint.
+    test split. Standardisation is fitted to "train" alone; it goes into the checkpoint, and so do
+    the class labels of the official training split.
     """
 
     def __init__(self, cfg: TimeSeriesConfig) -> None:
@@ -99,6 +99,9 @@ class TimeSeriesTask(FairseqTask):
 
     @classmethod
     def setup_task(cls, cfg: TimeSeriesConfig, **kwargs) -> "TimeSeriesTask":
+        """The task. Raises ValueError if there is no data set's name."""
+        if OmegaConf.is_missing(cfg, "dataset_name"):
+            raise ValueError("--dataset-name is missing, for example JapaneseVowels")
         return cls(cfg)
 
     @classmethod
@@ -126,7 +129,8 @@ class TimeSeriesTask(FairseqTask):
         from ea_aeon.data import split_off
 
         labels = None if data.is_regression else data.targets
-        parts = split_off(len(data.series), self.cfg.validation_fraction, self.cfg.seed, labels)
+        cfg = self.cfg
+        parts = split_off(len(data.series), cfg.validation_fraction, cfg.split_seed, labels)
         return dict(zip(("train", "valid"), parts, strict=True))
 
     def fit(self) -> Dict:

@@ -60,6 +60,30 @@ def option(text: str) -> Tuple[str, Any]:
         return name, value
 
 
+def run(args: argparse.Namespace, options: Dict) -> List[str]:
+    """Trains and scores all that was asked for; the lines of the table."""
+    lines = [
+        f"| data set | metric | {' | '.join(args.networks)} |",
+        f"|---|---|{'---|' * len(args.networks)}",
+    ]
+    scores: Dict[str, Dict[str, List[float]]] = {}
+    for name in args.names:
+        train, test = (read(name, split, args.folder) for split in ("train", "test"))
+        scores[name] = {network: [] for network in args.networks}
+        for network in args.networks:
+            for seed in args.seeds:
+                begin = time.monotonic()
+                given = {**options, **NETWORKS[network], "random_state": seed}
+                result = score(train, test, given)
+                took = time.monotonic() - begin
+                print(f"{name} {network} seed {seed}: {result:.3f} ({took:.0f} s)", flush=True)
+                scores[name][network].append(result)
+        lines.append(row(name, train, scores[name]))
+        if args.json:
+            args.json.write_text(json.dumps(scores, indent=1) + "\n")
+    return lines
+
+
 def main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -81,33 +105,19 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
     known = EADCTransformerClassifier().get_params()
     options = dict(args.option)
+    taken = {"n_epochs": "--epochs", "random_state": "--seeds"}
     for name in options:
         if name not in known:
             parser.error(f"--option {name}: there are {', '.join(known)}")
+        if name in taken:
+            parser.error(f"--option {name}: give {taken[name]} instead")
     options["n_epochs"] = args.epochs
-
-    lines = [
-        f"| data set | metric | {' | '.join(args.networks)} |",
-        f"|---|---|{'---|' * len(args.networks)}",
-    ]
-    scores = {}
-    for name in args.names:
-        try:
-            train, test = (read(name, split, args.folder) for split in ("train", "test"))
-        except (OSError, ValueError) as error:
-            sys.exit(f"run.py: error: {error}")
-        scores[name] = {network: [] for network in args.networks}
-        for network in args.networks:
-            for seed in args.seeds:
-                begin = time.monotonic()
-                given = {**options, **NETWORKS[network], "random_state": seed}
-                scores[name][network].append(score(train, test, given))
-                took = time.monotonic() - begin
-                result = scores[name][network][-1]
-                print(f"{name} {network} seed {seed}: {result:.3f} ({took:.0f} s)", flush=True)
-        lines.append(row(name, train, scores[name]))
+    try:
         if args.json:
-            args.json.write_text(json.dumps(scores, indent=1) + "\n")
+            args.json.touch()
+        lines = run(args, options)
+    except (OSError, ValueError) as error:
+        sys.exit(f"run.py: error: {error}")
     print("\n" + "\n".join(lines))
 
 
