@@ -29,9 +29,13 @@ class RelativeLogits(nn.Module):
     def forward(self, q: Tensor) -> Tensor:
         """q (B, H, L, head_dim) -> (B, H, L, L): row i, column j is of distance j - i."""
         length = q.size(2)
-        distances = torch.arange(-length + 1, length + 1, device=q.device)
-        distances = distances.clamp(-self.max_distance, self.max_distance)
-        logits = q @ self.table[distances + self.max_distance].t()  # (B, H, L, 2 L)
+        near = min(length - 1, self.max_distance)
+        table = self.table[self.max_distance - near : self.max_distance + near + 1]
+        logits = q @ table.t()
+        far = length - 1 - near
+        left = logits[..., :1].expand(-1, -1, -1, far)
+        right = logits[..., -1:].expand(-1, -1, -1, far + 1)
+        logits = torch.cat([left, logits, right], dim=3)  # distances 1 - L to L
         # Row i's distances begin at -i: i places later than row 0's. In the flattened rows, which
         # are 2 L long, that is a step of 2 L - 1 from row to row.
         flat = logits.flatten(2).narrow(2, length - 1, length * (2 * length - 1))

@@ -16,12 +16,9 @@ def mix(
     mask: Optional[Tensor] = None,
 ) -> Tensor:
     """Equation 1: A_in = alpha * A^{k-1} + (1 - alpha) * logits, zero where `mask` is True."""
-    if isinstance(alpha, Tensor):  # a case of its own: TorchScript resolves lerp by the type
-        a_in = torch.lerp(attn_logits, prev_attn_logits, alpha)
-    elif alpha == 0.0:
-        a_in = attn_logits
-    else:
-        a_in = torch.lerp(attn_logits, prev_attn_logits, alpha)
+    a_in = attn_logits
+    if isinstance(alpha, Tensor) or alpha > 0:
+        a_in = _lerp(attn_logits, prev_attn_logits, alpha)
     if mask is not None:
         # The convolution reads zeros beyond the border of a map; a padded or future cell must
         # look the same, or a sentence's map would depend on the batch it is in.
@@ -44,28 +41,35 @@ def refine(
     """
     if weight is None or bias is None:
         return a_in
-    if isinstance(beta, Tensor):
-        refined = F.relu(_convolve(a_in, weight, bias, window, rows))
-        return torch.lerp(a_in, refined.to(a_in.dtype), beta)  # autocast may have halved it
-    # beta >= 0, so beta * ReLU(x) = ReLU(beta * x): scaling the few weights spares a whole map.
-    refined = F.relu(_convolve(a_in, weight * beta, bias * beta, window, rows))
-    return torch.add(refined, a_in, alpha=1.0 - beta)
+    refined = _relu_conv(a_in, weight, bias, window, rows)
+    return _lerp(a_in, refined.to(a_in.dtype), beta)  # autocast may have halved it
 
 
-def _convolve(
+def _lerp(start: Tensor, end: Tensor, weight: Union[float, Tensor]) -> Tensor:
+    if isinstance(weight, Tensor):  # TorchScript chooses the overload by the type
+        return torch.lerp(start, end, weight)
+    return torch.lerp(start, end, weight)
+
+
+def _relu_conv(
     a_in: Tensor, weight: Tensor, bias: Tensor, window: str, rows: Optional[Tensor]
 ) -> Tensor:
+    queries, keys = a_in.size(2), a_in.size(3)
     reach = weight.size(3) - 1
-    half = reach // 2
-    if window == "bidirectional":
-        return F.conv2d(a_in, weight, bias, padding=(half, half))
-    top = reach
-    if rows is not None:
-        a_in = torch.cat([rows, a_in], dim=2)
-        top = 0
-    if window == "cross":
-        return F.conv2d(F.pad(a_in, (0, 0, top, 0)), weight, bias, padding=(0, half))
-    return F.conv2d(F.pad(a_in, (reach, 0, top, 0)), weight, bias)
+    top = side = reach // 2
+    if window != "bidirectional":
+        top = reach
+        if rows is not None:
+            a_in = torch.cat([rows, a_in], dim=2)
+            top = 0
+    if window == "causal":
+        side = reach
+    if not a_in.is_cuda:
+        # A few heads are too few channels for oneDNN's blocked layout: two to four times slower.
+        a_in = a_in.contiguous(memory_format=torch.channels_last)
+    # Padded alike on both sides, which needs no copy of the map, and cut to those that look back.
+    refined = F.conv2d(a_in, weight, bias, padding=(top, side)).relu_()
+    return refined[:, :, :queries, :keys]
 
 
 def check_maps(
