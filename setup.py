@@ -53,7 +53,9 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["evolving_attention*", "ea_fairseq*", "ea_timm*", "ea_aeon*"]),
+    packages=find_packages(
+        include=["evolving_attention*", "ea_fairseq*", "ea_timm*", "ea_aeon*", "ea_maps*"]
+    ),
     # From torch 2.6 on, torch.load runs no code that a checkpoint carries.
     install_requires=["torch>=2.6"],
     extras_require=EXTRAS,

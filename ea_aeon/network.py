@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evolving_attention import AttentionEvolution
+from evolving_attention import AttentionEvolution, AttentionProbe
 from evolving_attention.modules import check_options
 
 Map = Optional[Tensor]
@@ -102,6 +102,7 @@ class EvolvingSelfAttention(nn.Module):
         self.qkv = nn.Linear(d_model, 3 * width)
         self.relative = RelativeLogits(width // num_heads, max_distance)
         self.evolution = evolution
+        self.probe = AttentionProbe()
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, exists: Tensor, prev_attn_logits: Map) -> Tuple[Tensor, Tensor]:
@@ -121,7 +122,7 @@ class EvolvingSelfAttention(nn.Module):
             absent = hidden | ~exists[:, None, :, None]
             attn_logits = self.evolution(attn_logits, prev_attn_logits, absent)
         probs = attn_logits.masked_fill(hidden, float("-inf")).softmax(dim=-1)
-        x = probs @ v
+        x = self.probe(probs, attn_logits) @ v
         return self.out_proj(x.transpose(1, 2).flatten(2)), attn_logits
 
 

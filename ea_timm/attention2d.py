@@ -13,7 +13,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evolving_attention import AttentionEvolution
+from evolving_attention import AttentionEvolution, AttentionProbe
 
 
 @register_notrace_module
@@ -131,6 +131,7 @@ class EvolvingAttention2d(nn.Module):
         self.kqv = nn.Conv2d(in_channels, 2 * key_channels + value_channels, 1, **factory)
         self.position = RelativeLogits2d(map_size, key_channels // num_heads, **factory)
         self.evolution = evolution
+        self.probe = AttentionProbe()
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Conv2d(value_channels, value_channels, 1, **factory)
         self.reset_parameters()
@@ -178,7 +179,8 @@ class EvolvingAttention2d(nn.Module):
         attn_logits = q @ k + self.position(q.reshape(B, self.num_heads, H, W, -1))
         if self.evolution is not None and prev_attn_logits is not None:
             attn_logits = self.evolution(attn_logits, prev_attn_logits)
-        attn_probs = self.attn_drop(attn_logits.softmax(dim=-1))
+        attn_probs = self.probe(attn_logits.softmax(dim=-1), attn_logits)
+        attn_probs = self.attn_drop(attn_probs)
 
         x = self.proj((v @ attn_probs.transpose(2, 3)).reshape(B, self.value_channels, H, W))
         if self.downsample:

@@ -8,7 +8,7 @@ from timm.models import register_notrace_function, register_notrace_module
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from evolving_attention import AttentionEvolution
+from evolving_attention import AttentionEvolution, AttentionProbe
 
 # torch.fx traces with values that have no shape, type or truth; what asks for these is a node of
 # its graph as a whole.
@@ -90,6 +90,7 @@ class EvolvingAttention(Attention):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.evolution = None
+        self.probe = AttentionProbe()
 
     def forward(
         self,
@@ -129,7 +130,8 @@ class EvolvingAttention(Attention):
                 attn_logits, prev_attn_logits, absent_cells(attn_bias), window_of(is_causal)
             )
         attn_probs = maybe_add_mask(attn_logits, open_empty_rows(attn_bias)).softmax(dim=-1)
-        attn_probs = self.attn_drop(clear_empty_rows(attn_probs, attn_bias))
+        attn_probs = self.probe(clear_empty_rows(attn_probs, attn_bias), attn_logits)
+        attn_probs = self.attn_drop(attn_probs)
 
         x = (attn_probs @ v).transpose(1, 2).reshape(B, N, self.attn_dim)
         x = self.norm(x)

@@ -2,12 +2,21 @@
 
 :class:`AttentionEvolution` is what a model needs for one attention layer; the paper's two
 equations stand in :mod:`evolving_attention.reference` (literally) and in
-:mod:`evolving_attention.functional` (fast).
+:mod:`evolving_attention.functional` (fast). :func:`collect_maps` shows the maps of any model.
 """
 
 from evolving_attention.functional import WINDOWS, evolve
+from evolving_attention.maps import AttentionMap, AttentionProbe, collect_maps
 from evolving_attention.modules import AttentionEvolution
 
 __version__ = "0.1.0"
 
-__all__ = ["WINDOWS", "AttentionEvolution", "__version__", "evolve"]
+__all__ = [
+    "WINDOWS",
+    "AttentionEvolution",
+    "AttentionMap",
+    "AttentionProbe",
+    "__version__",
+    "collect_maps",
+    "evolve",
+]

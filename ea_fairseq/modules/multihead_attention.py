@@ -9,7 +9,7 @@ from fairseq import utils
 from fairseq.modules import FairseqDropout, MultiheadAttention
 from torch import Tensor, nn
 
-from evolving_attention import AttentionEvolution
+from evolving_attention import AttentionEvolution, AttentionProbe
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         keep_dropout_name(self, "MultiheadAttention")
         self.evolves = evolves
         self.evolution = evolution if evolves else None
+        self.probe = AttentionProbe()
 
     def forward(
         self,
@@ -84,7 +85,8 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         """
         if attn_mask is not None and attn_mask.dtype != torch.bool:
             raise ValueError(f"attn_mask must be of dtype torch.bool, got {attn_mask.dtype}")
-        if not torch.jit.is_scripting() and not self.evolves:
+        # Nobody can look into fairseq's own attention, so while somebody does it is computed here.
+        if not torch.jit.is_scripting() and not self.evolves and not self.probe.watched():
             if attn_mask is not None:
                 attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(
                     attn_mask, float("-inf")
@@ -131,6 +133,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
             # no key to see gets no NaN.
             scores = attn_logits.masked_fill(hidden, -65504.0)
         attn_probs = utils.softmax(scores, dim=-1, onnx_trace=self.onnx_trace)
+        attn_probs = self.probe(attn_probs, attn_logits)
         dropped = self.dropout_module(attn_probs.type_as(attn_logits))
         if v.size(0) == bsz:
             x = torch.matmul(dropped, v)

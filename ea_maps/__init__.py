@@ -1,0 +1,1 @@
+"""Pictures and figures of how attention evolves, for every model here: ``python -m ea_maps``."""

@@ -1,0 +1,182 @@
+"""How attention evolves, in pictures and figures, for one sentence, image or series.
+
+    python -m ea_maps sentence checkpoint_best.pt "zwei junge männer im frei@@ en ." --out maps.png
+    python -m ea_maps image ea_deit_small photo.jpg --checkpoint model_best.pth.tar
+    python -m ea_maps series vowels.pt JapaneseVowels --case 3
+
+Writes the maps, layers from top to bottom, heads from left to right, and beside them, as
+maps-movement.png, how the entropy of the maps and their Jensen-Shannon distance from those of the
+layer before go from layer to layer; prints these as a table. A second model, plain ones too, is
+put beside the first by --compare.
+"""
+
+import argparse
+import ast
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from ea_maps import draw
+from ea_maps.measure import Movement, movement, table
+
+Movements = Dict[str, Dict[str, List[Movement]]]
+
+
+def sentence(args: argparse.Namespace) -> Movements:
+    from ea_maps.sentence import axes_of, encode, is_translation, load, maps_of, translate
+
+    checkpoint = load(args.checkpoint, args.data)
+    source = encode(checkpoint, args.sentence)
+    target = None
+    if is_translation(checkpoint):
+        target = encode(checkpoint, args.target, True) if args.target else None
+        target = translate(checkpoint, source) if target is None else target
+    elif args.target:
+        raise ValueError("--target: this model does not translate")
+    axes = axes_of(checkpoint, source, target)
+    models = {args.names[0]: maps_of(checkpoint, source, target)}
+    if args.compare:
+        other = load(args.compare, args.data)
+        if axes != axes_of(other, source, target):
+            raise ValueError(f"--compare: {args.compare} has another dictionary")
+        models[args.names[1]] = maps_of(other, source, target)
+    found: Movements = {}
+    for attention, (queries, keys) in axes.items():
+        picked = {name: maps[attention] for name, maps in models.items()}
+        figure = draw.draw_tokens(picked, queries, keys, args.layers, args.heads)
+        print(draw.save(figure, args.out, attention if len(axes) > 1 else None))
+        found[attention] = {name: movement(maps) for name, maps in picked.items()}
+    return found
+
+
+def image(args: argparse.Namespace) -> Movements:
+    from PIL import Image, UnidentifiedImageError
+
+    from ea_maps.image import load, look
+
+    try:
+        picture = Image.open(args.image)
+    except UnidentifiedImageError:
+        raise ValueError(f"{args.image} is not an image") from None
+    sides = [(args.model, args.checkpoint, dict(args.option))]
+    if args.compare:
+        options = args.option if args.compare_option is None else args.compare_option
+        sides.append((args.compare, args.compare_checkpoint, dict(options)))
+    looks = {
+        name: look(load(model, checkpoint, **options), picture, options.get("img_size"))
+        for name, (model, checkpoint, options) in zip(args.names, sides, strict=False)
+    }
+    first = looks[args.names[0]]
+    models = {name: one.maps for name, one in looks.items()}
+    heats = {id(x): one.heat_of for one in looks.values() for x in one.maps}
+    figure = draw.draw_image(
+        models, first.image, lambda x, head: heats[id(x)](x, head), args.layers, args.heads
+    )
+    figure.supxlabel(f"{first.whose}, each map by its own maximum", fontsize=8)
+    print(draw.save(figure, args.out))
+    return {"self-attention": {name: movement(maps) for name, maps in models.items()}}
+
+
+def series(args: argparse.Namespace) -> Movements:
+    from ea_aeon.data import read
+    from ea_maps.series import load, look
+
+    cases = read(args.dataset, args.split, args.folder).series
+    if not 0 <= args.case < len(cases):
+        raise ValueError(f"--case must lie in [0, {len(cases) - 1}], got {args.case}")
+    seen, maps = look(*load(args.model), cases[args.case])
+    models = {args.names[0]: maps}
+    if args.compare:
+        models[args.names[1]] = look(*load(args.compare), cases[args.case])[1]
+    figure = draw.draw_series(models, seen.numpy(), args.layers, args.heads)
+    print(draw.save(figure, args.out))
+    return {"self-attention": {name: movement(maps) for name, maps in models.items()}}
+
+
+def option(text: str) -> Tuple[str, Any]:
+    """NAME=VALUE, the value a Python literal or else a string."""
+    name, found, value = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ea_maps",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    doors = parser.add_subparsers(required=True, metavar="sentence | image | series")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--out", type=Path, default=Path("maps.png"), help=".png, .svg or .pdf")
+    common.add_argument("--layers", type=int, default=6, help="to draw at most (default: 6)")
+    common.add_argument("--heads", type=int, default=4, help="to draw at most (default: 4)")
+    common.add_argument(
+        "--names",
+        nargs=2,
+        default=["evolving", "plain"],
+        metavar=("FIRST", "SECOND"),
+        help="headings of the two models (default: evolving plain)",
+    )
+
+    door = doors.add_parser(
+        "sentence", parents=[common], help="a fairseq checkpoint, translation or RoBERTa"
+    )
+    door.add_argument("checkpoint", type=Path)
+    door.add_argument("sentence", help="tokenised and in BPE, as the training data is")
+    door.add_argument("--target", help="its translation, likewise; default: the model's own")
+    door.add_argument("--data", type=Path, help="data-bin, if not where the training had it")
+    door.add_argument("--compare", type=Path, metavar="CHECKPOINT", help="evolving or plain")
+    door.set_defaults(run=sentence)
+
+    door = doors.add_parser("image", parents=[common], help="a timm model")
+    door.add_argument("model", help="ea_*, or a plain ViT or DeiT")
+    door.add_argument("image", type=Path)
+    door.add_argument("--checkpoint", default="", help="default: random weights")
+    options = {"action": "append", "type": option, "metavar": "NAME=VALUE"}
+    door.add_argument(
+        "--option", default=[], **options, help="of timm.create_model, as img_size=32"
+    )
+    door.add_argument("--compare", metavar="MODEL", help="likewise")
+    door.add_argument("--compare-checkpoint", default="", metavar="CHECKPOINT")
+    door.add_argument("--compare-option", **options, help="default: those of --option")
+    door.set_defaults(run=image)
+
+    door = doors.add_parser(
+        "series", parents=[common], help="an estimator of ea_aeon, or a fairseq checkpoint"
+    )
+    door.add_argument("model", type=Path)
+    door.add_argument("dataset")
+    door.add_argument("--folder", help="holds DATASET/DATASET_TEST.ts; default: aeon's own")
+    door.add_argument("--split", choices=["train", "test"], default="test")
+    door.add_argument("--case", type=int, default=0, help="number of the series (default: 0)")
+    door.add_argument("--compare", type=Path, metavar="MODEL", help="likewise")
+    door.set_defaults(run=series)
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    args = build_parser().parse_args(argv)
+    try:
+        for name in ("layers", "heads"):
+            if getattr(args, name) < 1:
+                raise ValueError(f"--{name} must be 1 or more, got {getattr(args, name)}")
+        draw.check_path(args.out)
+        if args.names[0] == args.names[1]:
+            raise ValueError(f"--names must differ, got {args.names[0]} twice")
+        found = args.run(args)
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"ea_maps: error: {error}")
+    print(draw.save(draw.draw_movement(found), args.out, "movement"))
+    for attention, models in found.items():
+        for name, layers in models.items():
+            heading = f"{attention}, {name}" if args.compare else attention
+            print(f"\n{heading}\n{table(layers)}")
+
+
+if __name__ == "__main__":
+    main()

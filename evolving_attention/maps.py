@@ -1,0 +1,81 @@
+"""Look at the attention maps of a model, whichever toolkit it is from."""
+
+from contextlib import contextmanager
+from typing import Iterator, List, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class AttentionMap(NamedTuple):
+    """What one attention did in a forward pass.
+
+    Attributes:
+        name: of the attention in the model, as in `named_modules`.
+        attn_logits: the map before mask and softmax, as it is handed on, (batch, heads, queries,
+            keys).
+        attn_probs: the probabilities, before dropout, same shape; 0 where a mask hides a key.
+    """
+
+    name: str
+    attn_logits: Tensor
+    attn_probs: Tensor
+
+
+class AttentionProbe(nn.Module):
+    """Passes an attention's probabilities through: the place where :func:`collect_maps` looks.
+
+    Every attention of this project has one, as `probe`, right after its softmax.
+    """
+
+    def forward(self, attn_probs: Tensor, attn_logits: Tensor) -> Tensor:
+        return attn_probs
+
+    @torch.jit.unused
+    def watched(self) -> bool:
+        """Whether anybody looks at the moment."""
+        return len(self._forward_hooks) > 0
+
+
+@contextmanager
+def collect_maps(model: nn.Module) -> Iterator[List[AttentionMap]]:
+    """Collects the maps of every forward pass inside of a ``with`` block::
+
+        with torch.no_grad(), collect_maps(model) as maps:
+            model(images)
+        for name, attn_logits, attn_probs in maps: ...
+
+    Each attention adds its map when it has run, so one pass gives one of each in their order.
+    Results stay as they are. Maps are the model's own tensors: gradients flow through them unless
+    torch.no_grad() is on. (A layer under activation checkpointing runs twice: switch that off.)
+
+    Raises:
+        ValueError: `model` has no attention of this project, or ran none that can be seen.
+    """
+    maps: List[AttentionMap] = []
+
+    def hook_of(name: str):
+        def hook(probe: nn.Module, args: tuple, attn_probs: Tensor) -> None:
+            maps.append(AttentionMap(name, args[1], attn_probs))
+
+        return hook
+
+    probes = [(name, m) for name, m in model.named_modules() if isinstance(m, AttentionProbe)]
+    if not probes:
+        raise ValueError(
+            f"model must have attentions of this project, and not be scripted; {type(model)} has "
+            "none. A plain model's weights fit the evolving one with alpha = beta = 0"
+        )
+    handles = [
+        probe.register_forward_hook(hook_of(name.rpartition(".")[0])) for name, probe in probes
+    ]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not maps:
+        raise ValueError(
+            "model was not run inside of the with block, or as compiled by torch.compile before: "
+            "run the model itself"
+        )

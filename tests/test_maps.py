@@ -1,0 +1,404 @@
+"""Collecting, measuring and drawing the maps of real models."""
+# ruff: noqa: F811 (a fixture of another file is an argument here)
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.spatial.distance import jensenshannon
+from test_fairseq_commands import TRAINING, USER_DIR, data, fairseq  # noqa: F401
+from test_time_series import NETWORK, make_dataset, task_of
+from timm.utils import AttentionExtract
+
+import ea_timm  # noqa: F401 (registers the models)
+from ea_aeon import EADCTransformerClassifier
+from ea_aeon.network import DCTransformer
+from ea_maps import __main__ as command_line
+from ea_maps import draw, measure
+from ea_maps import image as images
+from ea_maps import sentence as sentences_
+from evolving_attention import AttentionMap, collect_maps
+
+SMALL = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 24, "num_heads": 3}
+
+
+def vit(**options):
+    torch.manual_seed(0)
+    return timm.create_model("ea_vit_tiny", **{**SMALL, **options}).eval()
+
+
+def pixels(*shape):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def assert_consistent(maps):
+    """The probabilities are the softmax of the logits over the keys that are seen."""
+    for name, attn_logits, attn_probs in maps:
+        assert attn_logits.shape == attn_probs.shape
+        assert attn_logits.isfinite().all(), name
+        seen = attn_logits.masked_fill(attn_probs == 0, float("-inf")).softmax(-1)
+        torch.testing.assert_close(attn_probs, seen.to(attn_probs.dtype), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_maps_of_a_vit_are_those_timm_extracts(plain):
+    model = vit(**({"alpha": 0.0, "beta": 0.0} if plain else {}))
+    x = pixels(2, 3, 32, 32)
+    expected = model(x)
+    with collect_maps(model) as maps:
+        torch.testing.assert_close(model(x), expected, atol=0, rtol=0)
+    assert [m.name for m in maps] == [f"blocks.{i}.attn" for i in range(3)]
+    assert_consistent(maps)
+    extracted = AttentionExtract(model, method="hook")(x)
+    for ours, theirs in zip(maps, extracted.values(), strict=True):
+        torch.testing.assert_close(ours.attn_probs, theirs, atol=0, rtol=0)
+    # The next layer evolves from what was collected.
+    if not plain:
+        tokens = model.embed(x)
+        tokens, first = model.blocks[0](tokens)
+        torch.testing.assert_close(first, maps[0].attn_logits, atol=0, rtol=0)
+        torch.testing.assert_close(model.blocks[1](tokens, first)[1], maps[1].attn_logits)
+
+
+def test_nothing_stays_behind():
+    model = vit()
+    with collect_maps(model) as maps:
+        model(pixels(1, 3, 32, 32))
+    model(pixels(1, 3, 32, 32))
+    assert len(maps) == 3
+    assert not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(KeyError), collect_maps(model):
+        raise KeyError
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_gradients_flow_through_the_maps():
+    model = vit()
+    with collect_maps(model) as maps:
+        model(pixels(1, 3, 32, 32))
+    maps[-1].attn_probs.square().sum().backward()
+    assert model.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+    assert model.blocks[2].attn.evolution.weight.grad.abs().sum() > 0
+    with torch.no_grad(), collect_maps(model) as maps:
+        model(pixels(1, 3, 32, 32))
+    assert not maps[0].attn_logits.requires_grad
+
+
+def test_maps_of_a_resnet():
+    torch.manual_seed(0)
+    model = timm.create_model("ea_resnet50", img_size=64).eval()
+    with torch.no_grad(), collect_maps(model) as maps:
+        model(pixels(1, 3, 64, 96))
+    assert_consistent(maps)
+    assert [m.attn_logits.shape[-1] for m in maps] == [4 * 6] * 10 + [2 * 3] * 3
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_maps_of_a_translation_model(build, sentences, task, plain):
+    options = {"ea_alpha": 0.0, "ea_beta": 0.0} if plain else {"ea_alpha": 0.3, "ea_beta": 0.4}
+    model = build(**options)
+    src, tgt = sentences(2, 7), sentences(2, 5, seed=1)
+    src[1, 5:] = task.source_dictionary.pad()
+    lengths = torch.tensor([7, 5])
+    expected = model(src, lengths, tgt)[0]
+    with torch.no_grad(), collect_maps(model) as maps:
+        logits, extra = model(src, lengths, tgt, alignment_layer=2, alignment_heads=2)
+    torch.testing.assert_close(logits, expected, atol=1e-5 if plain else 0, rtol=0)
+    assert [m.name for m in maps] == [f"encoder.layers.{i}.self_attn" for i in range(3)] + [
+        f"decoder.layers.{i}.{attention}" for i in range(3) for attention in ATTENTIONS
+    ]
+    assert_consistent([m for m in maps if m.name.startswith("decoder")])
+    assert_consistent(
+        [m._replace(attn_logits=m.attn_logits[:1], attn_probs=m.attn_probs[:1]) for m in maps]
+    )
+    for m in maps:
+        if m.name.endswith("encoder_attn") or m.name.startswith("encoder"):
+            assert (m.attn_probs[1, :, :, 5:] == 0).all()
+        else:
+            assert (m.attn_probs.triu(1) == 0).all()
+    # fairseq's own way to the last encoder-decoder attention, whose heads it averages.
+    torch.testing.assert_close(
+        maps[-1].attn_probs.mean(1)[:, :, :], extra["attn"][0], atol=1e-6, rtol=0
+    )
+
+
+ATTENTIONS = ("self_attn", "encoder_attn")
+
+
+def test_maps_of_time_series():
+    torch.manual_seed(0)
+    network = DCTransformer(2, 3, d_model=16, ffn_dim=8, num_heads=2, attention_dim=4).eval()
+    with torch.no_grad(), collect_maps(network) as maps:
+        network(pixels(2, 9, 2), torch.tensor([9, 6]))
+    assert_consistent(maps)
+    assert len(maps) == 8
+    assert (maps[3].attn_probs[1, :, :, 6:] == 0).all()
+
+
+def test_what_cannot_be_collected_says_so():
+    plain = timm.create_model("vit_tiny_patch16_224")
+    message = "model must have attentions of this project"
+    with pytest.raises(ValueError, match=message), collect_maps(plain):
+        pass
+    with pytest.raises(ValueError, match="model was not run"), collect_maps(vit()):
+        pass
+
+
+def probabilities(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(shape, generator=generator)).double().softmax(-1)
+
+
+def test_entropy_and_distance():
+    uniform = torch.full((1, 8), 1 / 8, dtype=torch.float64)
+    one, other = torch.eye(8, dtype=torch.float64)[:2].split(1)
+    assert measure.entropy(uniform).item() == pytest.approx(3)
+    assert measure.entropy(one).item() == 0
+    assert measure.js_distance(one, other).item() == pytest.approx(1)
+    assert measure.js_distance(uniform, uniform).item() == 0
+    first, second = probabilities(5, 9), probabilities(5, 9, seed=1)
+    expected = jensenshannon(first, second, axis=1, base=2)
+    np.testing.assert_allclose(measure.js_distance(first, second), expected, rtol=1e-9)
+    torch.testing.assert_close(
+        measure.js_distance(first, second), measure.js_distance(second, first)
+    )
+
+
+def test_movement():
+    first, second = probabilities(2, 3, 4, 5), probabilities(2, 3, 4, 5, seed=1)
+    small = probabilities(2, 3, 2, 2)
+    layers = measure.movement(
+        [AttentionMap(str(i), x, x) for i, x in enumerate((first, second, small))]
+    )
+    assert layers[0].distance is None and layers[2].distance is None
+    expected = jensenshannon(first.numpy(), second.numpy(), axis=3, base=2).mean((0, 2))
+    np.testing.assert_allclose(layers[1].distance, expected, rtol=1e-9)
+    means = first.mean(1).numpy(), second.mean(1).numpy()
+    expected = jensenshannon(*means, axis=2, base=2).mean()
+    assert layers[1].mean_distance.item() == pytest.approx(expected)
+    lines = measure.table(layers).splitlines()
+    assert len(lines) == 5
+    assert f"{layers[1].distance.mean():.3f} | {expected:.3f}" in lines[3]
+
+
+@given(st.integers(1, 200), st.integers(1, 20))
+def test_large_models_are_sampled_not_cut_off(count, limit):
+    chosen = draw.spread(count, limit)
+    assert chosen == sorted(set(chosen)) and 0 < len(chosen) <= limit
+    assert chosen[0] == 0
+    if limit > 1:
+        assert chosen[-1] == count - 1
+
+
+def test_queries_are_rows_and_keys_columns():
+    queries, keys = ["</s>", "a", "b"], ["x", "y", "z", "</s>"]
+    maps = [AttentionMap(str(i), p, p) for i, p in enumerate(probabilities(2, 1, 2, 3, 4))]
+    figure = draw.draw_tokens({"ours": maps}, queries, keys, layers=6, heads=4)
+    axes = [a for a in figure.findobj(draw.Axes) if a.get_title()]
+    assert [a.get_title() for a in axes] == [
+        f"layer {layer}, head {head}" for layer in (1, 2) for head in (1, 2)
+    ]
+    np.testing.assert_allclose(axes[3].images[0].get_array(), maps[1].attn_probs[0, 1], atol=1e-6)
+    figure.draw_without_rendering()
+    corner = axes[2]
+    assert [t.get_text() for t in corner.get_yticklabels()] == queries
+    assert [t.get_text() for t in corner.get_xticklabels()] == keys
+    assert corner.yaxis_inverted()  # the first query is at the top
+
+
+def test_labels_of_a_long_sentence_do_not_touch():
+    names = [f"a-rather-long-token-{i}" for i in range(70)]
+    maps = [AttentionMap("0", p, p) for p in [probabilities(1, 1, 70, 70)]]
+    figure = draw.draw_tokens({"ours": maps}, names, names, layers=1, heads=1)
+    figure.draw_without_rendering()
+    (axes,) = (a for a in figure.findobj(draw.Axes) if a.get_title())
+    for labels, low, high in (
+        (axes.get_xticklabels(), "x0", "x1"),
+        (axes.get_yticklabels(), "y0", "y1"),
+    ):
+        boxes = sorted((t.get_window_extent() for t in labels), key=lambda box: getattr(box, low))
+        assert 10 < len(boxes) <= draw.LABELS
+        for before, after in itertools.pairwise(boxes):
+            assert getattr(before, high) <= getattr(after, low)
+
+
+@pytest.mark.parametrize(
+    ("options", "row"),
+    [({}, 0), ({"global_pool": "avg"}, None), ({"class_token": False, "global_pool": "avg"}, None)],
+)
+def test_what_is_shown_over_an_image(options, row):
+    model = vit(**options)
+    picture = Image.fromarray((255 * pixels(40, 40, 3)).byte().numpy())
+    look = images.look(model, picture, 32)
+    assert look.image.shape == (32, 32, 3) and 0 <= look.image.min() <= look.image.max() <= 1
+    prefix = model.num_prefix_tokens
+    probs = look.maps[1].attn_probs[0, 2]
+    expected = probs[0, prefix:] if row == 0 else probs[prefix:, prefix:].mean(0)
+    heat = look.heat_of(look.maps[1], 2)
+    torch.testing.assert_close(heat, expected.reshape(4, 4))
+
+
+def test_a_plain_vit_is_ours_without_evolution():
+    torch.manual_seed(0)
+    plain = timm.create_model("vit_tiny_patch16_224", **SMALL).eval()
+    ours = images.load("vit_tiny_patch16_224", **SMALL)
+    ours.load_state_dict(plain.state_dict())
+    x = pixels(1, 3, 32, 32)
+    torch.testing.assert_close(ours(x), plain(x))
+
+
+def run(*args):
+    command_line.main([str(x) for x in args])
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray((255 * pixels(48, 40, 3)).byte().numpy()).save(path)
+    return path
+
+
+OPTIONS = [x for name, value in SMALL.items() for x in ("--option", f"{name}={value}")]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
+def test_an_image_on_the_command_line(tmp_path, capsys, picture, suffix, start):
+    out = tmp_path / f"maps.{suffix}"
+    run(
+        "image", "ea_vit_tiny", picture, *OPTIONS, "--compare", "vit_tiny_patch16_224", "--out", out
+    )
+    for path in (out, tmp_path / f"maps-movement.{suffix}"):
+        assert path.read_bytes().startswith(start)
+    text = capsys.readouterr().out
+    assert "self-attention, evolving" in text and "self-attention, plain" in text
+    assert len(re.findall(r"^\| blocks\.\d\.attn \|", text, flags=re.MULTILINE)) == 6
+
+
+def test_a_resnet_on_the_command_line(tmp_path, picture):
+    run("image", "ea_resnet50", picture, "--option", "img_size=64", "--out", tmp_path / "maps.png")
+    assert (tmp_path / "maps.png").stat().st_size > 10_000
+
+
+def test_a_sentence_on_the_command_line(tmp_path, capsys, data):
+    """An evolving and a plain checkpoint of fairseq-train, read by its own commands' files."""
+    training = [*TRAINING, "--max-update", 2, "--no-epoch-checkpoints", "--disable-validation"]
+    sizes = ["--encoder-layers", 3, "--decoder-layers", 2, "--share-all-embeddings"]
+    for arch in ("ea_transformer_tiny", "transformer_tiny"):
+        train = ["train", data / "bin", "--user-dir", USER_DIR, "--arch", arch, *sizes, *training]
+        fairseq(*train, "--save-dir", tmp_path / arch)
+    ours, plain = (
+        tmp_path / arch / "checkpoint_last.pt"
+        for arch in ("ea_transformer_tiny", "transformer_tiny")
+    )
+    out = tmp_path / "maps.png"
+    run("sentence", ours, "a b c d", "--target", "D C B A", "--compare", plain, "--out", out)
+    for part in ("encoder", "decoder", "encoder-decoder", "movement"):
+        assert (tmp_path / f"maps-{part}.png").stat().st_size > 5_000
+    text = capsys.readouterr().out
+    assert len(re.findall(r"encoder\.layers\.\d\.self_attn", text)) == 6
+    assert len(re.findall(r"decoder\.layers\.\d\.encoder_attn", text)) == 4
+
+    checkpoint = sentences_.load(ours)
+    source = sentences_.encode(checkpoint, "a b c d")
+    target = sentences_.encode(checkpoint, "D C B A", target=True)
+    axes = sentences_.axes_of(checkpoint, source, target)
+    assert axes["encoder-decoder"] == (["</s>", "D", "C", "B", "A"], ["a", "b", "c", "d", "</s>"])
+    maps = sentences_.maps_of(checkpoint, source, target)
+    assert maps["encoder-decoder"][0].attn_probs.shape[2:] == (5, 5)
+    written = sentences_.translate(checkpoint, source)
+    assert written.shape[0] == 1 and written[0, -1] == checkpoint.task.target_dictionary.eos()
+    # A plain checkpoint becomes our model without evolution, equal to fairseq's.
+    from fairseq import checkpoint_utils
+
+    (theirs,), _ = checkpoint_utils.load_model_ensemble([str(plain)])
+    lengths = torch.tensor([source.size(1)])
+    with torch.no_grad():
+        expected = theirs.eval()(source, lengths, target)[0]
+        torch.testing.assert_close(
+            sentences_.load(plain).model(source, lengths, target)[0], expected
+        )
+    with pytest.raises(SystemExit, match="none of the tokens of 'q r' is in the dictionary"):
+        run("sentence", ours, "q r", "--out", out)
+
+
+def test_roberta_on_the_command_line(tmp_path, capsys, data):
+    model = ["--arch", "ea_roberta", "--encoder-layers", 2, "--encoder-embed-dim", 16]
+    model += ["--encoder-ffn-embed-dim", 16, "--encoder-attention-heads", 2, "--max-positions", 32]
+    text = tmp_path / "text"
+    fairseq(
+        *("preprocess", "--only-source", "--trainpref", data / "train.de", "--destdir", text),
+        *("--validpref", data / "valid.de"),
+    )
+    fairseq(
+        *("train", text, "--user-dir", USER_DIR, "--task", "masked_lm", "--criterion", "masked_lm"),
+        *model,
+        *("--optimizer", "adam", "--lr", 1e-3, "--batch-size", 8, "--sample-break-mode", "none"),
+        *("--cpu", "--max-update", 2, "--disable-validation", "--save-dir", tmp_path / "out"),
+        *("--tokens-per-sample", 32, "--num-workers", 0),
+    )
+    out = tmp_path / "maps.png"
+    run("sentence", tmp_path / "out/checkpoint_last.pt", "a b c", "--out", out)
+    assert out.stat().st_size > 5_000
+    checkpoint = sentences_.load(tmp_path / "out/checkpoint_last.pt")
+    source = sentences_.encode(checkpoint, "a b c")
+    assert sentences_.axes_of(checkpoint, source, None) == {
+        "encoder": (["<s>", "a", "b", "c", "</s>"],) * 2
+    }
+
+
+def test_a_series_on_the_command_line(tmp_path, capsys):
+    folder = make_dataset(tmp_path, "Made")
+    options = {"d_model": 16, "ffn_dim": 16, "num_heads": 2, "attention_dim": 4, "n_epochs": 1}
+    from ea_aeon.data import read
+
+    train = read("Made", "train", str(folder))
+    estimator = EADCTransformerClassifier(**options, random_state=0)
+    estimator.fit(train.series, train.targets).save(tmp_path / "estimator.pt")
+    arguments = [*task_of(folder, "Made"), "--arch", "ea_dc_transformer", *NETWORK]
+    fairseq("train", *arguments, "--save-dir", tmp_path / "fairseq", "--max-epoch", 1)
+    out = tmp_path / "maps.png"
+    run(
+        *("series", tmp_path / "estimator.pt", "Made", "--folder", folder, "--case", 3),
+        *("--compare", tmp_path / "fairseq/checkpoint_last.pt", "--out", out),
+    )
+    assert out.stat().st_size > 10_000
+    assert "blocks.1.second.attention" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"--case must lie in \[0, 23\], got 24"):
+        run("series", tmp_path / "estimator.pt", "Made", "--folder", folder, "--case", 24)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--out", "maps.bmp"], "--out must end in .png, .svg, .pdf, got maps.bmp"),
+        (["--out", "/nowhere/maps.png"], "--out: there is no folder /nowhere"),
+        (["--layers", "0"], "--layers must be 1 or more, got 0"),
+        (["--names", "a", "a"], "--names must differ"),
+    ],
+)
+def test_bad_options_are_named(picture, args, message):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        run("image", "ea_vit_tiny", picture, *args)
+
+
+def test_bad_files_are_named(tmp_path, picture):
+    text = tmp_path / "text.txt"
+    text.write_text("no image")
+    out = ["--out", tmp_path / "maps.png"]
+    for args, message in (
+        (["image", "ea_vit_tiny", text], "is not an image"),
+        (["image", "ea_vit_tiny", tmp_path / "none.png"], "No such file"),
+        (["image", "efficientnet_b0", picture], "the model must be one of ea_deit_base"),
+        (["sentence", tmp_path / "none.pt", "a"], "there is no checkpoint"),
+        (["series", tmp_path / "none.pt", "BasicMotions"], "there is no file"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(*args, *out)
