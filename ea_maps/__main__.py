@@ -12,6 +12,7 @@ put beside the first by --compare.
 
 import argparse
 import ast
+import logging
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -179,4 +180,5 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.INFO)  # fairseq turns all of it on
     main()

@@ -54,22 +54,58 @@ def _lerp(start: Tensor, end: Tensor, weight: Union[float, Tensor]) -> Tensor:
 def _relu_conv(
     a_in: Tensor, weight: Tensor, bias: Tensor, window: str, rows: Optional[Tensor]
 ) -> Tensor:
-    queries, keys = a_in.size(2), a_in.size(3)
     reach = weight.size(3) - 1
-    top = side = reach // 2
+    half = reach // 2
+    top, bottom, left, right = half, half, half, half
     if window != "bidirectional":
-        top = reach
+        top, bottom = reach, 0
         if rows is not None:
-            a_in = torch.cat([rows, a_in], dim=2)
-            top = 0
+            a_in, top = torch.cat([rows, a_in], dim=2), 0
     if window == "causal":
-        side = reach
-    if not a_in.is_cuda:
-        # A few heads are too few channels for oneDNN's blocked layout: two to four times slower.
-        a_in = a_in.contiguous(memory_format=torch.channels_last)
-    # Padded alike on both sides, which needs no copy of the map, and cut to those that look back.
-    refined = F.conv2d(a_in, weight, bias, padding=(top, side)).relu_()
-    return refined[:, :, :queries, :keys]
+        left, right = reach, 0
+    if _heads_last(a_in):
+        a_in = F.pad(a_in.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom))
+        a_in = a_in.permute(0, 3, 1, 2)
+    else:
+        a_in = F.pad(a_in, (left, right, top, bottom))
+    refined = F.conv2d(a_in, weight, bias)
+    if torch.jit.is_scripting() or torch.jit.is_tracing():
+        return refined.relu_()
+    if torch.compiler.is_compiling() or not refined.requires_grad:
+        return refined.relu_()
+    return FrugalReLU.apply(refined)
+
+
+class FrugalReLU(torch.autograd.Function):
+    """ReLU in place, which keeps for the gradient a byte of each number, not the four of a map."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.relu_()
+
+    @staticmethod
+    def setup_context(ctx, inputs: Tuple[Tensor], output: Tensor) -> None:
+        ctx.mark_dirty(*inputs)
+        ctx.save_for_backward(output > 0)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        # In the memory order of the mask, and so of the convolution that is next.
+        return torch.where(positive, grad, 0.0)
+
+
+def _heads_last(a_in: Tensor) -> bool:
+    """Whether to put the heads last in memory, in the copy that is padded for the convolution.
+
+    On a CPU oneDNN's own layout for channels first wants many channels: with a map's few it takes
+    two to four times as long. The smallest maps it leaves to torch's own convolution.
+    """
+    if a_in.is_cuda:
+        return False
+    if not torch.jit.is_scripting() and torch.compiler.is_compiling():
+        return True  # a graph is for all sizes
+    return a_in.size(0) >= 16 or a_in.numel() > 20_480
 
 
 def check_maps(

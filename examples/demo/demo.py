@@ -21,11 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 try:
-    import matplotlib
-    import matplotlib.pyplot as plt
-    import torch
     from corpus import build
-    from fairseq import checkpoint_utils
     from sacrebleu.metrics import BLEU
     from tqdm import tqdm
 except ImportError as error:
@@ -34,9 +30,7 @@ except ImportError as error:
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parent.parent
 sys.path.insert(0, str(REPO))
-import ea_fairseq  # noqa: E402, F401 (makes the checkpoint loadable)
-
-matplotlib.use("Agg")  # files alone: there may be no screen
+from ea_maps import __main__ as maps  # noqa: E402
 
 SIZES = {"train": 14_000, "valid": 500, "test": 1_000}
 STAGES = ("corpus", "preparation", "training", "translation", "picture")
@@ -186,38 +180,14 @@ def show(out: Path, translations: list[str]) -> None:
 
 
 def draw(out: Path) -> None:
-    """How the encoder's attention evolves on one sentence: a row a layer, a column a head."""
+    """How the attentions evolve on one sentence: rows are layers, columns are heads."""
     stage("picture", "the attention maps of a sentence, layer by layer")
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(out / "checkpoints/checkpoint_best.pt")],
-        arg_overrides={"data": str(out / "prepared/data-bin")},
-    )
-    model, dictionary = models[0].eval(), task.source_dictionary
     bpe = (out / "prepared/bpe/test.de").read_text(encoding="utf-8").splitlines()
-    sentence = min(bpe, key=lambda line: abs(len(line.split()) - 11))
-    tokens = dictionary.encode_line(sentence, add_if_not_exist=False).long().unsqueeze(0)
-    maps: list[torch.Tensor] = []
-    attentions = [layer.self_attn for layer in model.encoder.layers]
-    hooks = [a.register_forward_hook(lambda *call: maps.append(call[-1][2])) for a in attentions]
-    with torch.no_grad():
-        model.encoder(tokens, torch.tensor([tokens.size(1)]))
-    for hook in hooks:
-        hook.remove()
-
-    words, heads = [*sentence.split(), "</s>"], maps[0].size(1)
-    figure, axes = plt.subplots(
-        len(maps), heads, figsize=(3 * heads, 3 * len(maps)), sharex=True, sharey=True
-    )
-    for layer, row in enumerate(maps):
-        for head, axis in enumerate(axes[layer]):
-            axis.imshow(row[0, head].softmax(-1), cmap="viridis", vmin=0, vmax=1)
-            axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=10)
-            axis.set_xticks(range(len(words)), words, rotation=90, fontsize=8)
-            axis.set_yticks(range(len(words)), words, fontsize=8)
-    figure.supxlabel("key")
-    figure.supylabel("query")
-    figure.tight_layout()
-    figure.savefig(out / "maps.png", dpi=75)
+    sentence = min(bpe, key=lambda line: (abs(len(line.split()) - 10), line.count("@@")))
+    checkpoint = str(out / "checkpoints/checkpoint_best.pt")
+    data = str(out / "prepared/data-bin")
+    print(f"python -m ea_maps sentence {checkpoint} '{sentence}'")
+    maps.main(["sentence", checkpoint, sentence, "--data", data, "--out", str(out / "maps.png")])
 
 
 def claim(out: Path, settings: str, fresh: bool) -> None:
@@ -255,7 +225,7 @@ def main() -> None:
     for what, name in (
         ("checkpoint", "checkpoints/checkpoint_best.pt"),
         ("log", "train.log"),
-        ("picture", "maps.png"),
+        ("pictures", "maps-encoder.png"),
     ):
         print(f"  {what:12}{args.out / name}")
 
