@@ -52,7 +52,10 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
         "--dtype", choices=DTYPES, default="float32", help="bfloat16 by autocast, on every side"
     )
     parser.add_argument(
-        "--rounds", type=positive, default=11, help="calls of every side (default: %(default)s)"
+        "--rounds",
+        type=positive,
+        default=11,
+        help="timed calls of every side (default: %(default)s)",
     )
     parser.add_argument("--threads", type=positive, help="of the CPU (default: torch's choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single time there")
