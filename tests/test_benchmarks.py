@@ -41,18 +41,17 @@ TRANSLATION = (
         ),
         (
             resnet,
-            "--batch-size 2 --image-size 32 --mode training --dtype bfloat16",
+            "--batch-size 2 --image-size 32 --mode training",
             {"resnet50, training": ["timm", "ours, alpha = beta = 0", "ours", "literal"]},
         ),
         (
             translation,
-            f"{TRANSLATION} --lengths 3 5",
+            f"{TRANSLATION} --lengths 5 --dtype bfloat16",
             {
                 "transformer_tiny, training, 4 sentences of 5 to 6 tokens": [
                     *PLAIN_AND_OURS,
                     "literal",
                 ],
-                "transformer_tiny, beam 5, 2 sentences of 3 tokens": PLAIN_AND_OURS,
                 "transformer_tiny, beam 5, 2 sentences of 5 tokens": PLAIN_AND_OURS,
             },
         ),
@@ -63,10 +62,10 @@ TRANSLATION = (
         ),
         (
             growth,
-            "--lengths 8 16 --heads 1 2 --length 8 --num-heads 2 --layers 2 --plot growth.png",
+            "--lengths 8 --heads 1 2 --length 8 --num-heads 2 --layers 2 --plot growth.png",
             {
-                f"length {length}, {heads} heads": ["softmax", "fused", "ours", "literal"]
-                for length, heads in ((8, 2), (16, 2), (8, 1))
+                f"length 8, {heads} heads": ["softmax", "fused", "ours", "literal"]
+                for heads in (2, 1)
             },
         ),
     ],
@@ -75,15 +74,14 @@ TRANSLATION = (
 def test_each_runs_and_reports_every_side(script, options, settings, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     script.main(
-        f"{options} --device cpu --rounds 2 --threads 1 --json x.json --markdown x.md".split()
+        f"{options} --device cpu --rounds 1 --threads 1 --json x.json --markdown x.md".split()
     )
     written = json.loads(Path("x.json").read_text())
     assert "torch" in written["machine"]
     measured = {table["setting"]: table["sides"] for table in written["settings"]}
     assert {setting: list(sides) for setting, sides in measured.items()} == settings
     for sides in measured.values():
-        for side in sides.values():
-            assert len(side["seconds"]) == 2 and side["peak_bytes"] > 0
+        assert all(side["seconds"] and side["peak_bytes"] > 0 for side in sides.values())
     table = Path("x.md").read_text()
     assert table == capsys.readouterr().out
     for setting, sides in settings.items():
@@ -146,6 +144,6 @@ def test_the_memory_of_a_step_is_exact():
 def test_the_sides_take_turns_and_every_round_starts_with_another():
     calls = []
     sides = {name: lambda name=name: calls.append(name) for name in "abc"}
-    results = common.measure(sides, rounds=3, device="cpu")
-    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab"
-    assert {name: len(result["seconds"]) for name, result in results.items()} == dict(a=3, b=3, c=3)
+    results = common.measure(sides, rounds=2, device="cpu")
+    assert "".join(calls) == "aabbcc" + "abc" + "bca"
+    assert {name: len(result["seconds"]) for name, result in results.items()} == dict(a=2, b=2, c=2)
