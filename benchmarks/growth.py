@@ -93,9 +93,15 @@ def plot(axes: dict[str, dict[int, dict]], title: str, path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--lengths", type=positive, nargs="+", default=[64, 128, 256, 512, 1024, 2048]
+        "--lengths",
+        type=positive,
+        nargs="+",
+        default=[64, 128, 256, 512, 1024, 2048],
+        help="default: 64 128 256 512 1024 2048",
     )
-    parser.add_argument("--heads", type=positive, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument(
+        "--heads", type=positive, nargs="+", default=[1, 2, 4, 8, 16], help="default: 1 2 4 8 16"
+    )
     parser.add_argument(
         "--length", type=positive, default=256, help="over heads (default: %(default)s)"
     )

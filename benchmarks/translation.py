@@ -39,7 +39,8 @@ def measure_training(models: dict[str, nn.Module], task: TranslationTask, report
     args = report.args
     # fairseq puts sentences of about the same length into a batch, and pads the shorter ones.
     shortest = (4 * args.length + 4) // 5
-    lengths = torch.linspace(shortest, args.length, args.sentences, device=args.device).round()
+    lengths = torch.linspace(shortest, args.length, args.sentences, device=args.device)
+    lengths = lengths.round().long()
     source = draw(task.source_dictionary, lengths, left_pad=True)
     target = draw(task.target_dictionary, lengths)
 
