@@ -1,74 +1,136 @@
 #!/usr/bin/env python3
-"""Training step of ``ea_transformer`` beside fairseq's ``transformer`` of the same size.
+"""``ea_transformer_*`` beside fairseq's ``transformer_*``: training steps and beam search.
 
-    python benchmarks/translation.py --arch transformer_iwslt_de_en --sentences 64 --length 30
+    python benchmarks/translation.py --json translation.json --markdown translation.md
+    python benchmarks/translation.py --mode generation --lengths 16 32 64 128 256
 
-Both sides take turns within one run, so that a machine's moods meet both; quote the ratio.
+Random weights, made-up sentences. Beam search is fairseq's, and must make exactly as many tokens
+as asked for, so that all sides do the same work; the source is as long as the translation. Its
+time in the table is that of one step, which makes one token of every sentence.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import statistics
-import sys
-import time
-from pathlib import Path
-
 import torch
+from common import LITERAL, OURS, Report, inference, make_parser, parse, positive, training
 from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models.transformer import TransformerModel
+from fairseq.sequence_generator import SequenceGenerator
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
-from tqdm import trange
+from fairseq_models import PLAIN, architectures, build, make_dictionary
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import ea_fairseq  # noqa: F401 (registers the models)
+BEAM = 5
 
 
-def build(arch: str, vocabulary: int, device: str) -> torch.nn.Module:
-    dictionary = Dictionary()
-    for index in range(vocabulary - dictionary.nspecial):
-        dictionary.add_symbol(f"w{index}")
-    args = argparse.Namespace(share_all_embeddings=True)
-    ARCH_CONFIG_REGISTRY[arch](args)
+def draw(dictionary: Dictionary, lengths: Tensor, left_pad: bool = False) -> Tensor:
+    """Random sentences of these lengths, (batch, longest), padded as fairseq does."""
+    longest = int(lengths.max())
+    shape = (len(lengths), longest)
+    tokens = torch.randint(dictionary.nspecial, len(dictionary), shape, device=lengths.device)
+    position = torch.arange(longest, device=lengths.device)
+    if left_pad:
+        position = position.flip(0)
+    return tokens.masked_fill(position >= lengths.unsqueeze(1), dictionary.pad())
+
+
+def measure_training(models: dict[str, nn.Module], task: TranslationTask, report: Report) -> None:
+    args = report.args
+    # fairseq puts sentences of about the same length into a batch, and pads the shorter ones.
+    shortest = (4 * args.length + 4) // 5
+    lengths = torch.linspace(shortest, args.length, args.sentences, device=args.device)
+    lengths = lengths.round().long()
+    source = draw(task.source_dictionary, lengths, left_pad=True)
+    target = draw(task.target_dictionary, lengths)
+
+    def loss(model: nn.Module) -> Tensor:
+        logits = model(source, lengths, target)[0]
+        pad = task.target_dictionary.pad()
+        return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=pad)
+
+    report.measure(
+        f"{args.arch}, training, {args.sentences} sentences of {shortest} to {args.length} tokens",
+        {side: training(model, loss, args) for side, model in models.items()},
+        int(lengths.sum()),
+    )
+
+
+def measure_generation(
+    models: dict[str, nn.Module], task: TranslationTask, report: Report, length: int
+) -> None:
+    args = report.args
+    lengths = torch.full((args.generation_sentences,), length, device=args.device)
+    source = draw(task.source_dictionary, lengths)
+    sample = {"net_input": {"src_tokens": source, "src_lengths": lengths}}
+    before_eos = length - 1
+
+    def step(model: nn.Module):
+        generator = SequenceGenerator(
+            [model],
+            task.target_dictionary,
+            beam_size=BEAM,
+            max_len_a=0,
+            max_len_b=before_eos,
+            min_len=before_eos,
+        )
+        return inference(model, lambda model: generator.generate([model], sample), args)
+
+    report.measure(
+        f"{args.arch}, beam {BEAM}, {args.generation_sentences} sentences of {length} tokens",
+        {side: step(models[side]) for side in (PLAIN, OURS)},
+        items=length * args.generation_sentences,
+        calls=length,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--arch",
+        choices=architectures(TransformerModel),
+        default="transformer_iwslt_de_en",
+        help="fairseq's (default: %(default)s); ours is ea_*",
+    )
+    parser.add_argument("--vocabulary", type=positive, default=10_000, help="default: %(default)s")
+    parser.add_argument(
+        "--mode",
+        nargs="+",
+        choices=("training", "generation"),
+        default=("training", "generation"),
+        help="default: both",
+    )
+    parser.add_argument(
+        "--sentences", type=positive, default=64, help="of a training step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--length", type=positive, default=30, help="of the longest of them (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--generation-sentences", type=positive, default=8, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--lengths",
+        type=positive,
+        nargs="+",
+        default=[16, 32, 64, 128, 256],
+        help="tokens to generate (default: 16 32 64 128 256)",
+    )
+    args = parse(parser, argv)
+
+    dictionary = make_dictionary(args.vocabulary)
     task = TranslationTask(TranslationConfig(), dictionary, dictionary)
-    return ARCH_MODEL_REGISTRY[arch].build_model(args, task).to(device).train()
-
-
-def step(model: torch.nn.Module, tokens: torch.Tensor) -> float:
-    """Seconds of a forward and a backward pass."""
-    synchronize = torch.cuda.synchronize if tokens.is_cuda else lambda: None
-    lengths = torch.full((len(tokens),), tokens.size(1), device=tokens.device)
-    model.zero_grad()
-    synchronize()
-    start = time.perf_counter()
-    logits = model(tokens, lengths, tokens)[0]
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", default="transformer_iwslt_de_en", help="fairseq's; ours is ea_*")
-    parser.add_argument("--sentences", type=int, default=64)
-    parser.add_argument("--length", type=int, default=30, help="tokens of either side")
-    parser.add_argument("--vocabulary", type=int, default=10_000)
-    parser.add_argument("--runs", type=int, default=11)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    models = [build(arch, args.vocabulary, args.device) for arch in (args.arch, f"ea_{args.arch}")]
-    shape = (args.sentences, args.length)
-    tokens = torch.randint(4, args.vocabulary, shape, device=args.device)
-    times = [[step(model, tokens) for model in models] for _ in trange(args.runs + 2)][2:]
-    plain, ours = (statistics.median(column) for column in zip(*times, strict=True))
-    ratios = sorted(ours / plain for plain, ours in times)
-    machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-    print(f"{machine}, {os.cpu_count()} cores, torch {torch.__version__}, median of {args.runs}")
-    print(f"{args.arch:>36}  {tokens.numel() / plain:8.0f} tokens/s")
-    print(f"{'ea_' + args.arch:>36}  {tokens.numel() / ours:8.0f} tokens/s")
-    print(f"time ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    models = build(args.arch, task, args.device, share_all_embeddings=True)
+    report = Report(args, "tokens")
+    if "training" in args.mode:
+        measure_training(models, task, report)
+    del models[LITERAL]  # step by step it is ours
+    if "generation" in args.mode:
+        for model in models.values():
+            model.make_generation_fast_(beamable_mm_beam_size=BEAM)
+        for length in args.lengths:
+            measure_generation(models, task, report, length)
+    report.print()
 
 
 if __name__ == "__main__":

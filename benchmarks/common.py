@@ -1,0 +1,277 @@
+"""What the benchmarks share: their options, how they measure, the tables they make."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+OURS = "ours"
+LITERAL = "literal"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MEBIBYTE = 2**20
+
+Step = Callable[[], None]
+
+# The profiler would announce each of its starts and stops between the progress bars.
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="bfloat16 by autocast, on every side"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=positive,
+        default=11,
+        help="timed calls of every side (default: %(default)s)",
+    )
+    parser.add_argument("--threads", type=positive, help="of the CPU (default: torch's choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single time there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The options, checked before anything takes time; sets the threads and the seed."""
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no such device here")
+    for name, value in vars(args).items():
+        if isinstance(value, Path) and not value.resolve().parent.is_dir():
+            parser.error(f"--{name} {value}: there is no folder {value.parent}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    return args
+
+
+def autocast(args: argparse.Namespace) -> torch.autocast:
+    dtype = DTYPES[args.dtype]
+    return torch.autocast(args.device, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def training(model: nn.Module, loss: Callable[[nn.Module], Tensor], args) -> Step:
+    """Forward and backward pass, without an optimiser, which is the same on every side."""
+    model.train()
+
+    def step() -> None:
+        with autocast(args):
+            value = loss(model)
+        value.backward()
+        model.zero_grad()  # a step leaves nothing behind that the next would find or free
+
+    return step
+
+
+def inference(model: nn.Module, forward: Callable[[nn.Module], object], args) -> Step:
+    model.eval()
+
+    @torch.inference_mode()
+    def step() -> None:
+        with autocast(args):
+            forward(model)
+
+    return step
+
+
+def peak_memory(step: Step, device: str) -> int:
+    """The most bytes that a step has allocated at any one time, beyond what was there before.
+
+    On the CPU these are all that go through torch's allocator: tensors, and the scratch of its
+    kernels. What the step frees must not stem from an earlier call of this function.
+    """
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    # The profiler's own sums are per operator; single events, in order, give the peak.
+    events = profiler.profiler.kineto_results.events()
+    return max(accumulate((e.nbytes() for e in events if e.name() == "[memory]"), initial=0))
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(sides: dict[str, Step], rounds: int, device: str, title: str = "") -> dict[str, dict]:
+    """Times of all sides, and the peak of their memory.
+
+    The sides take turns, so that a machine's moods meet all of them, and every round starts with
+    another one, so that none always follows the same.
+
+    Returns:
+        For every side ``{"seconds": [one for each round], "peak_bytes": int}``.
+    """
+    names = list(sides)
+    results = {name: {"seconds": [], "peak_bytes": 0} for name in names}
+    with tqdm(total=len(names) * (rounds + 1), desc=title) as progress:
+        for name, step in sides.items():
+            step()  # fills caches, chooses algorithms
+            results[name]["peak_bytes"] = peak_memory(step, device)
+            progress.update()
+        for index in range(rounds):
+            first = index % len(names)
+            for name in names[first:] + names[:first]:
+                synchronize(device)
+                start = time.perf_counter()
+                sides[name]()
+                synchronize(device)
+                results[name]["seconds"].append(time.perf_counter() - start)
+                progress.update()
+    return results
+
+
+def machine(device: str) -> str:
+    """The machine and the versions of what was measured on it, in one line."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    packages = [sys.modules[name] for name in ("torch", "timm", "fairseq") if name in sys.modules]
+    return ", ".join([name, *(f"{package.__name__} {package.__version__}" for package in packages)])
+
+
+def cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+class Report:
+    """Measures one setting after the other; prints and writes what came of them.
+
+    Args:
+        args: the options, see :func:`make_parser`.
+        unit: what a side works through ("images", "tokens"), for its speed.
+    """
+
+    def __init__(self, args: argparse.Namespace, unit: str) -> None:
+        self.args = args
+        self.unit = unit
+        self.tables: list[dict] = []
+
+    def measure(
+        self, setting: str, sides: dict[str, Step], items: int, calls: int = 1
+    ) -> dict[str, dict]:
+        """:func:`measure`, kept for the report.
+
+        Args:
+            setting: what is measured; the first of its sides is what ratios are to.
+            sides: among them :data:`OURS`.
+            items: that a step works through, in the report's unit.
+            calls: of the network in a step; the table gives the time of one.
+        """
+        results = measure(sides, self.args.rounds, self.args.device, setting)
+        self.tables.append({"setting": setting, "items": items, "calls": calls, "sides": results})
+        self.write()
+        return results
+
+    def write(self) -> None:
+        """Writes the files, after every setting, so that a run cut short is not lost."""
+        if self.args.json:
+            content = {
+                "machine": machine(self.args.device),
+                "options": {name: as_json(value) for name, value in vars(self.args).items()},
+                "unit": self.unit,
+                "settings": self.tables,
+            }
+            self.args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if self.args.markdown:
+            self.args.markdown.write_text(self.markdown(), encoding="utf-8")
+
+    def markdown(self) -> str:
+        rows = [
+            "setting|side|ms|time ratio|memory, MiB|memory ratio"
+            f"|{self.unit}/s|{OURS} / this, time|{OURS} / this, memory".split("|")
+        ]
+        rows.append(["---", "---"] + ["---:"] * (len(rows[0]) - 2))
+        rows += [row for table in self.tables for row in table_rows(table)]
+        return (
+            f"{machine(self.args.device)}, {self.args.dtype}. Medians of {self.args.rounds} "
+            "rounds. Ratios are to the first side of a setting, in the last two columns of "
+            f"{OURS} to the row's side. Ratios of times are medians of each round's own, "
+            "with the smallest and the largest. Memory is the peak within a step, beyond what is "
+            "there before it (weights, inputs).\n\n"
+            + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        )
+
+    def print(self) -> None:
+        print(self.markdown(), end="")
+
+
+def table_rows(table: dict) -> list[list[str]]:
+    """The rows of one setting, see :meth:`Report.markdown`."""
+    sides = table["sides"]
+    first, ours = next(iter(sides.values())), sides[OURS]
+    rows = []
+    for name, side in sides.items():
+        seconds = statistics.median(side["seconds"])
+        rows.append(
+            [
+                table["setting"],
+                name,
+                f"{1000 * seconds / table['calls']:.4g}",
+                ratio_of_times(side, first),
+                f"{side['peak_bytes'] / MEBIBYTE:.4g}",
+                ratio_of_memory(side, first),
+                f"{table['items'] / seconds:.4g}",
+                ratio_of_times(ours, side),
+                ratio_of_memory(ours, side),
+            ]
+        )
+    return rows
+
+
+def ratio_of_times(side: dict, to: dict) -> str:
+    if side is to:
+        return "1"
+    ratios = [x / y for x, y in zip(side["seconds"], to["seconds"], strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def ratio_of_memory(side: dict, to: dict) -> str:
+    return "1" if side is to else f"{side['peak_bytes'] / to['peak_bytes']:.2f}"
+
+
+def as_json(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,49 @@
+"""Evolving attention as the paper prints it, one plain operation after the other.
+
+It is what one gets by writing the two equations straight in PyTorch, as the authors' own PyTorch
+code does: every intermediate is a map of its own, kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evolving_attention import AttentionEvolution
+
+
+class LiteralEvolution(AttentionEvolution):
+    """The same weights and the same map, computed literally."""
+
+    def forward(
+        self,
+        attn_logits: Tensor,
+        prev_attn_logits: Tensor,
+        mask: Tensor | None = None,
+        window: str | None = None,
+    ) -> Tensor:
+        alpha, beta = self.mixing_weights(attn_logits)
+        a_in = alpha * prev_attn_logits + (1 - alpha) * attn_logits
+        if mask is not None:
+            a_in = a_in.masked_fill(mask, 0)
+        if self.weight is None:
+            return a_in
+        side = reach = self.kernel_size - 1
+        padding = {
+            "bidirectional": (side // 2, side // 2, reach // 2, reach // 2),
+            "causal": (side, 0, reach, 0),
+            "cross": (side // 2, side // 2, reach, 0),
+        }[window or self.window]
+        refined = F.relu(F.conv2d(F.pad(a_in, padding), self.weight, self.bias))
+        return beta * refined + (1 - beta) * a_in
+
+
+def make_literal(model: nn.Module) -> nn.Module:
+    """A copy of the model, with the same weights, whose every evolution is literal."""
+    model = deepcopy(model)
+    for module in model.modules():
+        if type(module) is AttentionEvolution:
+            module.__class__ = LiteralEvolution  # keeps weights, options and name in the model
+    return model
