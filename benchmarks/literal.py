@@ -30,13 +30,13 @@ class LiteralEvolution(AttentionEvolution):
             a_in = a_in.masked_fill(mask, 0)
         if self.weight is None:
             return a_in
-        side = reach = self.kernel_size - 1
-        padding = {
-            "bidirectional": (side // 2, side // 2, reach // 2, reach // 2),
-            "causal": (side, 0, reach, 0),
-            "cross": (side // 2, side // 2, reach, 0),
-        }[window or self.window]
-        refined = F.relu(F.conv2d(F.pad(a_in, padding), self.weight, self.bias))
+        window, reach = window or self.window, self.kernel_size - 1
+        if window == "bidirectional":
+            refined = F.conv2d(a_in, self.weight, self.bias, padding=reach // 2)
+        else:
+            sides = (reach, 0) if window == "causal" else (reach // 2, reach // 2)
+            refined = F.conv2d(F.pad(a_in, (*sides, reach, 0)), self.weight, self.bias)
+        refined = F.relu(refined)
         return beta * refined + (1 - beta) * a_in
 
 
