@@ -34,6 +34,9 @@ from evolving_attention import functional
 try:
     import triton
     import triton.language as tl
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+        triton = None  # its kernels take no tuples
 except ImportError:
     triton = None
 
@@ -139,9 +142,9 @@ def supported(
 ) -> bool:
     """Whether the kernels can do what these arguments of :func:`attend` ask for.
 
-    They want Triton, an NVIDIA GPU of compute capability 8.0 or more (or Triton's interpreter),
-    float16, bfloat16 or float32, at most 16 heads, a convolution of kernel size 1, 3 or 5, and
-    alpha and beta that are numbers, not learned.
+    They want Triton 3.3 (PyTorch 2.7) or newer, an NVIDIA GPU of compute capability 8.0 or more
+    (or Triton's interpreter), float16, bfloat16 or float32, at most 16 heads, a convolution of
+    kernel size 1, 3 or 5, and alpha and beta that are numbers, not learned.
     """
     if triton is None or weight is None or bias is None:
         return False
