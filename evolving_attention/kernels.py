@@ -11,8 +11,8 @@ EVOLVING_ATTENTION_TRITON is 1; everywhere else :func:`attend` is :func:`attend_
 PyTorch.
 
 EXPERIMENTAL, off by default: these kernels have been run in Triton's interpreter on the CPU and
-compiled for compute capability 9.0, never run on a real GPU. Their speed is unknown, and nothing
-in this package calls them.
+compiled for compute capability 9.0, never run on a real GPU. Their speed is unknown, the sizes of
+their blocks are guesses, and nothing in this package calls them.
 
 Every kernel computes in float32. What passes from one to the next, the maps and their gradients,
 is stored in the dtype of the logits, for traffic to memory is what bounds them. The backward pass
@@ -93,7 +93,7 @@ def attend(
     _check(*arguments, dropout)
     if seed is None:
         seed = _draw_seed() if dropout > 0 else 0
-    return _Attend.apply(*arguments, float(dropout), seed & 0x7FFFFFFF)
+    return _Attend.apply(*arguments, dropout, seed & 0x7FFFFFFF)
 
 
 def attend_eager(
@@ -224,7 +224,7 @@ def _check(
 LANES = MAX_HEADS  # the fewest that tl.dot takes; heads beyond those that exist are zero
 BLOCK_T, BLOCK_S = 8, 32
 CELLS = BLOCK_T * BLOCK_S
-TILE_WARPS = 8  # with 4, the tiles spill registers (compiled for compute capability 9.0)
+TILE_WARPS = 8  # with 4, a tile takes too many registers (compiled for compute capability 9.0)
 ROW_CELLS = 1024  # ROWS x COLUMNS
 WEIGHT_PROGRAMS = 1024  # of the weight's gradient: several for each of a GPU's processors
 
@@ -248,9 +248,10 @@ if triton is not None:
         """All heads' cells at (t, s), (LANES, CELLS): rows, offsets, and whether they exist."""
         heads, queries, keys = size
         head = tl.arange(0, _LANES)[:, None]
-        row = (batch * heads + head) * queries + t[None, :]
+        first_row = (batch * heads + head) * queries
+        cell = first_row * keys + (t.to(tl.int64) * keys + s)[None, :]
         exists = (t >= 0) & (t < queries) & (s >= 0) & (s < keys)
-        return row, row * keys + s[None, :], exists[None, :] & (head < heads)
+        return first_row + t[None, :], cell, exists[None, :] & (head < heads)
 
     @triton.jit
     def _load_tile(maps, batch, t, s, size):
@@ -364,7 +365,7 @@ if triton is not None:
         K: tl.constexpr,
         PRECISION: tl.constexpr,
     ):
-        """Equation 2."""
+        """Equation 2, :func:`_refine`, of one tile."""
         batch, t, s = _tile(tl.program_id(0), size)
         a, _ = _refine(a_in, weight, bias, beta, batch, t, s, size, reach, K, PRECISION)
         _, cell, exists = _tile_cells(batch, t, s, size)
@@ -545,6 +546,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, attn_logits, prev_attn_logits, weight, bias, *options):
         alpha, beta, window, mask, hidden, dropout, seed = options
+        alpha, beta, dropout = float(alpha), float(beta), float(dropout)
         attn_logits, prev_attn_logits = attn_logits.contiguous(), prev_attn_logits.contiguous()
         weight, bias = weight.contiguous(), bias.contiguous()
         mask, hidden = (x if x is None else x.expand(attn_logits.shape) for x in (mask, hidden))

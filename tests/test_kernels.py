@@ -97,7 +97,7 @@ def test_equals_the_equations_in_value_and_every_gradient(window, kernel_size):
 @pytest.mark.parametrize("window", WINDOWS)
 def test_without_masks_on_one_cell_and_on_several_tiles(window):
     assert_equal_with_gradients(tensors(1, 1, 1, 1), window)
-    assert_equal_with_gradients(tensors(1, 3, 17, 33), window)
+    assert_equal_with_gradients(tensors(1, 3, 9, 33), window)
 
 
 @runs_kernels
@@ -193,6 +193,47 @@ def test_rows_longer_than_a_block_of_columns():
     hidden[0, : kernels.ROW_CELLS + 1] = True  # a first block without any
     outputs = kernels.attend(*inputs, ALPHA, BETA, hidden=hidden)
     torch.testing.assert_close(outputs, equations(*inputs, hidden=hidden))
+
+
+@runs_kernels
+@pytest.mark.parametrize(("alpha", "beta"), [(0, 1), (1, 0)])
+def test_alpha_and_beta_at_their_ends(alpha, beta):
+    inputs = tensors(1, kernel_size=1)
+    outputs = kernels.attend(*inputs, alpha, beta)
+    expected = kernels.attend_eager(*inputs, alpha, beta)
+    assert by_kernels(outputs[0])
+    torch.testing.assert_close(outputs, expected)
+    upstream = [draw(*x.shape, seed=5) for x in outputs]
+    torch.testing.assert_close(
+        torch.autograd.grad(outputs, inputs, upstream),
+        torch.autograd.grad(expected, inputs, upstream, materialize_grads=True),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.skipif(not kernels.INTERPRETED, reason="the interpreter alone takes closures")
+def test_offsets_beyond_32_bits():
+    tl, size = kernels.tl, (16, 40000, 40001)
+    heads, queries, keys = size
+    across, down = -(-keys // kernels.BLOCK_S), -(-queries // kernels.BLOCK_T)
+    offsets = torch.empty(kernels.LANES, kernels.CELLS, dtype=torch.int64)
+
+    @kernels.triton.jit
+    def kernel(offsets, tile, size):
+        batch, t, s = kernels._tile(tile, size)
+        _, cell, _ = kernels._tile_cells(batch, t, s, size)
+        out = tl.arange(0, kernels.LANES)[:, None] * kernels.CELLS + tl.arange(0, kernels.CELLS)
+        tl.store(offsets + out, cell)
+
+    batch, row, column = 2, 1234, 77
+    kernel[(1,)](offsets, (batch * down + row) * across + column, size)
+    head = torch.arange(heads).view(-1, 1, 1)
+    t = row * kernels.BLOCK_T + torch.arange(kernels.BLOCK_T).view(-1, 1)
+    s = column * kernels.BLOCK_S + torch.arange(kernels.BLOCK_S)
+    expected = ((batch * heads + head) * queries + t) * keys + s
+    assert torch.equal(offsets, expected.view(offsets.shape))
+    assert offsets.min() > 2**31
 
 
 @runs_kernels
