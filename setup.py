@@ -39,6 +39,7 @@ EXTRAS = {
     "dev": [
         "pytest>=9.2",
         "pytest-timeout>=2.4",
+        "pytest-xdist>=3.8",
         "expecttest>=0.3",
         "hypothesis>=6.168",
         "ruff>=0.17.5",

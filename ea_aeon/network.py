@@ -66,15 +66,17 @@ class CausalConv(nn.Module):
 class MaskedBatchNorm(nn.BatchNorm1d):
     """Batch normalisation over the steps that exist; it returns 0 at the others."""
 
-    def forward(self, x: Tensor, exists: Tensor) -> Tensor:
-        """x (B, L, C), exists (B, L) bool -> (B, L, C)."""
-        steps = x[exists]
+    def forward(self, x: Tensor, exists: Optional[Tensor]) -> Tensor:
+        """x (B, L, C), exists (B, L) bool or None if all do -> (B, L, C)."""
+        steps = x.flatten(0, 1) if exists is None else x[exists]
         if self.training and len(steps) == 1:  # it has no variance
             steps = F.batch_norm(
                 steps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         else:
             steps = super().forward(steps)
+        if exists is None:
+            return steps.view(x.shape)
         return x.new_zeros(x.shape, dtype=steps.dtype).masked_scatter(exists.unsqueeze(2), steps)
 
 
@@ -105,7 +107,9 @@ class EvolvingSelfAttention(nn.Module):
         self.probe = AttentionProbe()
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, exists: Tensor, prev_attn_logits: Map) -> Tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, exists: Optional[Tensor], prev_attn_logits: Map
+    ) -> Tuple[Tensor, Tensor]:
         """x (B, L, d_model), exists (B, L), the map of the layer before (B, H, L, L) or None.
 
         Returns (B, L, width), and the map to hand on.
@@ -114,15 +118,22 @@ class EvolvingSelfAttention(nn.Module):
         q, k, v = qkv.unbind(0)
         q = q * q.size(3) ** -0.5
         attn_logits = q @ k.transpose(2, 3) + self.relative(q)
-        hidden = ~exists[:, None, None, :]
+        hidden = absent = None
+        if exists is not None:
+            hidden = ~exists[:, None, None, :]
+            absent = hidden | ~exists[:, None, :, None]
         if self.causal:
             steps = torch.arange(x.size(1), device=x.device)
-            hidden = hidden | (steps > steps.unsqueeze(1))
+            future = steps > steps.unsqueeze(1)
+            hidden = future if hidden is None else hidden | future
+            absent = future if absent is None else absent | future
         if self.evolution is not None and prev_attn_logits is not None:
-            absent = hidden | ~exists[:, None, :, None]
             attn_logits = self.evolution(attn_logits, prev_attn_logits, absent)
-        probs = attn_logits.masked_fill(hidden, float("-inf")).softmax(dim=-1)
-        x = self.probe(probs, attn_logits) @ v
+        scores = attn_logits
+        if hidden is not None:
+            scores = attn_logits.masked_fill(hidden, float("-inf"))
+        probs = self.probe(scores.softmax(dim=-1), attn_logits)
+        x = probs @ v
         return self.out_proj(x.transpose(1, 2).flatten(2)), attn_logits
 
 
@@ -152,7 +163,9 @@ class AugmentedConv(nn.Module):
             nn.Linear(ffn_dim, d_model),
         )
 
-    def forward(self, x: Tensor, exists: Tensor, prev_attn_logits: Map) -> Tuple[Tensor, Map]:
+    def forward(
+        self, x: Tensor, exists: Optional[Tensor], prev_attn_logits: Map
+    ) -> Tuple[Tensor, Map]:
         """x (B, L, d_model), exists (B, L) -> the same shape, and the map to hand on."""
         out, attn_logits = self.conv(x), None
         if self.attention is not None:
@@ -169,7 +182,9 @@ class Block(nn.Module):
         self.first, self.second = first, second
         self.norm = MaskedBatchNorm(d_model)
 
-    def forward(self, x: Tensor, exists: Tensor, prev_attn_logits: Map) -> Tuple[Tensor, Map]:
+    def forward(
+        self, x: Tensor, exists: Optional[Tensor], prev_attn_logits: Map
+    ) -> Tuple[Tensor, Map]:
         """x (B, L, d_model), exists (B, L) -> the same shape, and the map to hand on."""
         out, attn_logits = self.first(x, exists, prev_attn_logits)
         out, attn_logits = self.second(out, exists, attn_logits)
@@ -267,10 +282,14 @@ class DCTransformer(nn.Module):
             (B, out_features), class logits or the standardised target.
         """
         steps = torch.arange(series.size(1), device=series.device)
-        exists = steps < lengths.unsqueeze(1)
+        exists: Optional[Tensor] = steps < lengths.unsqueeze(1)
+        if bool(exists.all()):  # nothing to mask
+            exists = None
         x = self.embed(series) * self.embed.out_features**0.5
         attn_logits: Map = None
         for block in self.blocks:
             x, attn_logits = block(x, exists, attn_logits)
-        x = self.dropout(self.activation(x)).masked_fill(~exists.unsqueeze(2), 0.0)
+        x = self.dropout(self.activation(x))
+        if exists is not None:
+            x = x.masked_fill(~exists.unsqueeze(2), 0.0)
         return self.head(x.sum(dim=1) / lengths.unsqueeze(1))

@@ -51,7 +51,8 @@ def allow_checkpoints() -> None:
     """
     torch.serialization.add_safe_globals(
         [
-            argparse.Namespace,
+            # A pair: timm allows the bare type for each of its loads, and forbids it afterwards.
+            (argparse.Namespace, "argparse.Namespace"),
             (PickledDtype, "numpy.dtype"),
             (PickledArray, "numpy.ndarray"),
             # numpy 1 and numpy 2 name the module differently.

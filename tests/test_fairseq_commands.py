@@ -1,5 +1,6 @@
 """fairseq's whole road with ea_transformer: its commands, as a user types them, on tiny data."""
 
+import argparse
 import contextlib
 import importlib
 import io
@@ -512,6 +513,13 @@ def test_numbers_of_a_checkpoint_are_numbers(tmp_path):
         torch.save({"model": bad}, path)
         with pytest.raises(ValueError, match="is refused"):
             averaging.load(path)
+
+
+def test_timms_loading_takes_nothing_away(trained):
+    """Both toolkits in one process: timm allows a checkpoint's options for its own loads alone."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        pass
+    assert averaging.load(trained / "checkpoint_best.pt")["model"]
 
 
 def test_resuming_with_bleu(data, trained, tmp_path):
