@@ -1,6 +1,7 @@
 """timm's self-attention and transformer block, with a map that comes in and goes out."""
 
-from typing import Optional, Tuple
+import os
+from typing import Final, Optional, Tuple
 
 import torch
 from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask
@@ -9,6 +10,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from evolving_attention import AttentionEvolution, AttentionProbe
+
+KERNELS = os.environ.get("EVOLVING_ATTENTION_TRITON") == "1"
+if KERNELS:
+    from evolving_attention import kernels
 
 # torch.fx traces with values that have no shape, type or truth; what asks for these is a node of
 # its graph as a whole.
@@ -85,11 +90,16 @@ class EvolvingAttention(Attention):
 
     Attributes:
         evolution: how the map evolves; None in the first layer, which has none to evolve from.
+        kernels: use the experimental Triton kernels, :mod:`evolving_attention.kernels`, where they
+            can be used.
     """
+
+    kernels: Final[bool]
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.evolution = None
+        self.kernels = KERNELS
         self.probe = AttentionProbe()
 
     def forward(
@@ -125,13 +135,23 @@ class EvolvingAttention(Attention):
 
         attn_logits = (q * self.scale) @ k.transpose(-2, -1)
         attn_bias = bias_of(attn_logits, attn_mask, is_causal)
-        if self.evolution is not None and prev_attn_logits is not None:
-            attn_logits = self.evolution(
-                attn_logits, prev_attn_logits, absent_cells(attn_bias), window_of(is_causal)
+        evolution = self.evolution
+        if self.kernels and attn_bias is None and evolution is not None:
+            attn_logits, attn_probs = kernels.attend(
+                attn_logits,
+                prev_attn_logits,
+                evolution.weight,
+                evolution.bias,
+                *evolution.mixing_weights(attn_logits),
             )
-        attn_probs = maybe_add_mask(attn_logits, open_empty_rows(attn_bias)).softmax(dim=-1)
-        attn_probs = self.probe(clear_empty_rows(attn_probs, attn_bias), attn_logits)
-        attn_probs = self.attn_drop(attn_probs)
+        else:
+            if evolution is not None and prev_attn_logits is not None:
+                attn_logits = evolution(
+                    attn_logits, prev_attn_logits, absent_cells(attn_bias), window_of(is_causal)
+                )
+            attn_probs = maybe_add_mask(attn_logits, open_empty_rows(attn_bias)).softmax(dim=-1)
+            attn_probs = clear_empty_rows(attn_probs, attn_bias)
+        attn_probs = self.attn_drop(self.probe(attn_probs, attn_logits))
 
         x = (attn_probs @ v).transpose(1, 2).reshape(B, N, self.attn_dim)
         x = self.norm(x)

@@ -12,7 +12,7 @@ PyTorch.
 
 EXPERIMENTAL, off by default: these kernels have been run in Triton's interpreter on the CPU and
 compiled for compute capability 9.0, never run on a real GPU. Their speed is unknown, the sizes of
-their blocks are guesses, and nothing in this package calls them.
+their blocks are guesses. Where asked for, ViT and DeiT use them, as long as they have no mask.
 
 Every kernel computes in float32. What passes from one to the next, the maps and their gradients,
 is stored in the dtype of the logits, for traffic to memory is what bounds them. The backward pass

@@ -307,6 +307,33 @@ assert len(compiled) == 7 and all(kernel.asm["cubin"] for kernel in compiled.val
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
 
+def test_a_vit_uses_them_where_asked():
+    program = """
+import os, timm, torch, ea_timm
+from evolving_attention import kernels
+
+options = dict(img_size=32, patch_size=8, depth=3, embed_dim=24, num_heads=3)
+model = timm.create_model("ea_vit_tiny", alpha=0.3, beta=0.4, **options)
+x, results = torch.randn(2, 3, 32, 32), []
+for switch, calls in (("1", 2), ("0", 0)):
+    os.environ["EVOLVING_ATTENTION_TRITON"] = switch
+    y = model(x)
+    gradients = torch.autograd.grad(y.square().sum(), model.parameters())
+    names, nodes = set(), [y.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in names:
+            names.add(node)
+            nodes += [below for below, _ in node.next_functions]
+    assert sum(type(node).__name__ == "_AttendBackward" for node in names) == calls
+    results.append([y, *gradients])
+for kernel, eager in zip(*results, strict=True):
+    torch.testing.assert_close(kernel, eager, atol=1e-4, rtol=1e-4)
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "EVOLVING_ATTENTION_TRITON": "1"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
 BOTH = [pytest.param(kernels.attend, marks=runs_kernels), kernels.attend_eager]
 
 
