@@ -10,7 +10,7 @@ from aeon.classification.base import BaseClassifier
 from aeon.regression.base import BaseRegressor
 from sklearn.utils import check_random_state
 from skorch import NeuralNet
-from skorch.callbacks import EarlyStopping, GradientNormClipping, ProgressBar
+from skorch.callbacks import EarlyStopping, GradientNormClipping, LRScheduler, ProgressBar
 from skorch.helper import predefined_split
 from skorch.utils import noop
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.utils.data import Subset
 from ea_aeon.data import Cases, Preparation, collate, pad, split_off
 from ea_aeon.network import DCTransformer
 
+SCHEDULES = ("constant", "cosine")
 NETWORK_OPTIONS = tuple(inspect.signature(DCTransformer).parameters)[2:]
 SMALL = {  # for aeon's checks of estimators
     "d_model": 16,
@@ -60,6 +61,7 @@ class DCTransformerEstimator:
         n_epochs=100,
         batch_size=16,
         lr=1e-3,
+        lr_schedule="constant",
         clip_norm=4.0,
         validation_fraction=0.2,
         patience=30,
@@ -83,6 +85,7 @@ class DCTransformerEstimator:
         self.n_epochs = n_epochs
         self.batch_size = batch_size
         self.lr = lr
+        self.lr_schedule = lr_schedule
         self.clip_norm = clip_norm
         self.validation_fraction = validation_fraction
         self.patience = patience
@@ -109,6 +112,11 @@ class DCTransformerEstimator:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
 
+        if self.lr_schedule not in SCHEDULES:
+            raise ValueError(
+                f"lr_schedule must be one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}"
+            )
+
     def split(self, cases: int, labels: Optional[Sequence] = None) -> Tuple[np.ndarray, ...]:
         """Indices of the cases to train on and to validate with, and the seed of the training."""
         self.check_options()
@@ -124,6 +132,9 @@ class DCTransformerEstimator:
         stopping = EarlyStopping(patience=self.patience, load_best=True, sink=noop)
         if len(validation):
             callbacks.append(("stopping", stopping))
+        if self.lr_schedule == "cosine":
+            cosine = LRScheduler(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=self.n_epochs)
+            callbacks.append(("schedule", cosine))
         if self.verbose:
             callbacks.append(("progress", ProgressBar()))
         net = NeuralNet(
@@ -239,6 +250,7 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
         n_epochs: the most epochs to train for.
         batch_size: series in a batch.
         lr: learning rate of Adam.
+        lr_schedule: "constant", or "cosine" to let it fall to 0 over the `n_epochs`.
         clip_norm: gradients are clipped to this norm.
         validation_fraction: of the series, split off to stop by; 0 trains for all `n_epochs`.
         patience: epochs without a lower validation loss after which training stops. The weights

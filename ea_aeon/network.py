@@ -283,7 +283,8 @@ class DCTransformer(nn.Module):
         """
         steps = torch.arange(series.size(1), device=series.device)
         exists: Optional[Tensor] = steps < lengths.unsqueeze(1)
-        if bool(exists.all()):  # nothing to mask
+        recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if not recorded and bool(exists.all()):  # nothing to mask
             exists = None
         x = self.embed(series) * self.embed.out_features**0.5
         attn_logits: Map = None

@@ -68,7 +68,9 @@ def _relu_conv(
     if not _heads_last(a_in):
         return F.conv2d(a_in, weight, bias, padding=padding).relu_()
     a_in = a_in.contiguous(memory_format=torch.channels_last)
-    if weight.size(0) > 8 or _compiling():
+    if _in_graph():
+        return F.conv2d(a_in, weight, bias, padding=padding).relu_()
+    if weight.size(0) > 8:
         return _relu(F.conv2d(a_in, weight, bias, padding=padding))
     return _relu_conv_by_pairs(a_in, weight, bias, padding, keys)
 
@@ -97,18 +99,23 @@ def _heads_last(a_in: Tensor) -> bool:
     """
     if a_in.is_cuda:
         return False
-    return _compiling() or a_in.size(0) >= 16 or a_in.numel() > 20_480
+    if not torch.jit.is_scripting():
+        if torch._C._are_functorch_transforms_active():  # vmap knows no memory order
+            return False
+        if _in_graph():
+            return True
+    return a_in.size(0) >= 16 or a_in.numel() > 20_480
 
 
-def _compiling() -> bool:
-    # A graph is for all sizes.
-    return not torch.jit.is_scripting() and torch.compiler.is_compiling()
+def _in_graph() -> bool:
+    """Whether operations are being recorded, for maps of any size."""
+    if torch.jit.is_scripting():
+        return False
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def _relu(x: Tensor) -> Tensor:
-    if torch.jit.is_scripting() or torch.jit.is_tracing():
-        return x.relu_()
-    if _compiling() or not x.requires_grad:
+    if torch.jit.is_scripting() or not x.requires_grad:
         return x.relu_()
     return FrugalReLU.apply(x)
 
@@ -123,7 +130,9 @@ class FrugalReLU(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs: Tuple[Tensor], output: Tensor) -> None:
         ctx.mark_dirty(*inputs)
-        ctx.save_for_backward(output > 0)
+        positive = output > 0
+        ctx.save_for_backward(positive)
+        ctx.save_for_forward(positive)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -131,18 +140,10 @@ class FrugalReLU(torch.autograd.Function):
         # In the memory order of the mask, and so of the convolution that is next.
         return torch.where(positive, grad, 0.0)
 
-
-def _heads_last(a_in: Tensor) -> bool:
-    """Whether to put the heads last in memory, in the copy that is padded for the convolution.
-
-    On a CPU oneDNN's own layout for channels first wants many channels: with a map's few it takes
-    two to four times as long. The smallest maps it leaves to torch's own convolution.
-    """
-    if a_in.is_cuda:
-        return False
-    if not torch.jit.is_scripting() and torch.compiler.is_compiling():
-        return True  # a graph is for all sizes
-    return a_in.size(0) >= 16 or a_in.numel() > 20_480
+    @staticmethod
+    def jvp(ctx, tangent: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return tangent.mul_(positive)
 
 
 def check_maps(

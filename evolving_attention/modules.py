@@ -16,6 +16,8 @@ class UnitInterval(torch.autograd.Function):
     below 0 would stay at 0 for good.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return x.clamp(0.0, 1.0)

@@ -276,3 +276,52 @@ def test_learned_mixing_under_functional_transforms():
     expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
     got = torch.func.grad(loss)(parameters)
     torch.testing.assert_close(list(got.values()), list(expected))
+
+
+LARGE = (1, 3, 90, 81)  # more than torch's own convolution is left with
+
+
+def large(shape=LARGE, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator)
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_traced_module_is_right_for_other_sizes(window, learnable):
+    module = AttentionEvolution(3, 0.3, 0.5, window=window, learnable=learnable)
+    traced = torch.jit.trace(module, (large(), large(seed=1)))
+    for keys in (80, 83, 8):
+        maps = large((2, 3, 90, keys)), large((2, 3, 90, keys), seed=1)
+        torch.testing.assert_close(traced(*maps), module(*maps), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_gradients_sample_by_sample(learnable):
+    """torch.func: vmap of grad equals one sample after the other."""
+    module = AttentionEvolution(3, 0.3, 0.5, learnable=learnable)
+    weights = {name: value.detach() for name, value in module.named_parameters()}
+
+    def loss(weights, logits, prev):
+        return (
+            torch.func.functional_call(module, weights, (logits[None], prev[None])).square().sum()
+        )
+
+    maps = large((3, *LARGE[1:])), large((3, *LARGE[1:]), seed=1)
+    together = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, *maps)
+    for index in range(3):
+        module.zero_grad()
+        module(*(x[index : index + 1] for x in maps)).square().sum().backward()
+        for name, value in module.named_parameters():
+            torch.testing.assert_close(together[name][index], value.grad, rtol=1e-3, atol=1e-2)
+
+
+def test_forward_mode_derivative():
+    module = AttentionEvolution(3, 0.3, 0.5).double()
+    logits, prev, direction = (large(seed=seed).double() for seed in range(3))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(logits, direction)
+        tangent = torch.autograd.forward_ad.unpack_dual(module(dual, prev)).tangent
+    step = 1e-6 * direction
+    expected = (module(logits + step, prev) - module(logits - step, prev)) / 2e-6
+    torch.testing.assert_close(tangent, expected, atol=1e-6, rtol=1e-6)

@@ -164,6 +164,15 @@ def test_maps_are_those_of_the_equations(causal):
         handed_on = evolved
 
 
+def test_a_traced_network_keeps_the_lengths():
+    network = build().float().eval()
+    full = torch.randn(3, 9, 3), torch.tensor([9, 9, 9])
+    traced = torch.jit.trace(network, full)
+    for lengths in ([9, 9, 9], [9, 4, 1]):
+        given = full[0], torch.tensor(lengths)
+        torch.testing.assert_close(traced(*given), network(*given), atol=1e-5, rtol=1e-5)
+
+
 def test_without_evolution_no_map_is_used():
     """alpha = beta = 0 has no evolving weights, and equals an evolving network cut apart."""
     plain = build(alpha=0.0, beta=0.0)
@@ -395,6 +404,16 @@ def test_regressor_learns_saves_and_loads(tmp_path):
     np.testing.assert_array_equal(loaded.predict(test.series), regressor.predict(test.series))
 
 
+def test_the_learning_rate_falls_along_a_cosine():
+    X = np.random.default_rng(0).normal(size=(8, 2, 5))
+    estimator = EADCTransformerClassifier(
+        **SMALL, n_epochs=4, lr=0.1, lr_schedule="cosine", validation_fraction=0, random_state=0
+    )
+    estimator.fit(X, np.array(list("abababab")))
+    rates = [epoch["event_lr"] for epoch in estimator.history_]
+    np.testing.assert_allclose(rates, 0.05 * (1 + np.cos(np.pi * np.arange(4) / 4)))
+
+
 def test_early_stopping_keeps_the_best_weights(tmp_path):
     make_dataset(tmp_path, "Bumps")
     train = read("Bumps", "train", str(tmp_path))
@@ -444,6 +463,7 @@ def test_unusual_series(estimator, make):
         ({"patience": 0}, "patience must be 1 or more"),
         ({"clip_norm": 0}, "clip_norm must be more than 0"),
         ({"lr": -1.0}, "lr must be more than 0, got -1.0"),
+        ({"lr_schedule": "linear"}, "lr_schedule must be one of constant, cosine, got 'linear'"),
         ({"validation_fraction": 1.0}, "validation_fraction must lie in"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda, ...; got 'gpu'"),
         ({"lr": 1e30, "validation_fraction": 0}, "training diverged"),
