@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
+import matplotlib
+
 from ea_maps import draw
 from ea_maps.measure import Movement, movement, table
 
@@ -67,15 +69,9 @@ def image(args: argparse.Namespace) -> Movements:
         name: look(load(model, checkpoint, **options), picture, options.get("img_size"))
         for name, (model, checkpoint, options) in zip(args.names, sides, strict=False)
     }
-    first = looks[args.names[0]]
-    models = {name: one.maps for name, one in looks.items()}
-    heats = {id(x): one.heat_of for one in looks.values() for x in one.maps}
-    figure = draw.draw_image(
-        models, first.image, lambda x, head: heats[id(x)](x, head), args.layers, args.heads
-    )
-    figure.supxlabel(f"{first.whose}, each map by its own maximum", fontsize=8)
+    figure = draw.draw_image(looks, args.layers, args.heads)
     print(draw.save(figure, args.out))
-    return {"self-attention": {name: movement(maps) for name, maps in models.items()}}
+    return {"self-attention": {name: movement(one.maps) for name, one in looks.items()}}
 
 
 def series(args: argparse.Namespace) -> Movements:
@@ -169,10 +165,11 @@ def main(argv: Optional[List[str]] = None) -> None:
         draw.check_path(args.out)
         if args.names[0] == args.names[1]:
             raise ValueError(f"--names must differ, got {args.names[0]} twice")
-        found = args.run(args)
+        with matplotlib.rc_context({"font.family": draw.fonts()}):
+            found = args.run(args)
+            print(draw.save(draw.draw_movement(found), args.out, "movement"))
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"ea_maps: error: {error}")
-    print(draw.save(draw.draw_movement(found), args.out, "movement"))
     for attention, models in found.items():
         for name, layers in models.items():
             heading = f"{attention}, {name}" if args.compare else attention

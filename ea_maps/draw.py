@@ -1,9 +1,10 @@
 """Maps on paper: layers from top to bottom, heads from left to right, models side by side."""
 
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import matplotlib
+import matplotlib.font_manager
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,13 +16,36 @@ from ea_maps.measure import Movement
 from evolving_attention import AttentionMap
 
 FORMATS = ("png", "svg", "pdf")
-LABELS = 24  # that fit beside a map without touching
+LABELS = 24  # at most, along a map
 LETTERS = 14  # of a label
+ROOM = 0.12  # inches that a label takes
 COLORS = "Blues"  # one hue from light to dark: safe for the colour-blind, and in print
-CELL = 1.9  # inches a map
+CELL = 1.9  # inches of a map, or more if its labels need it
+# Tried one after the other for a letter, those that are installed.
+FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "SimHei")
+FONTS += ("PingFang SC", "Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Noto Sans Arabic")
+FONTS += ("Noto Sans Devanagari", "Noto Emoji", "Symbola", "Segoe UI Emoji")
 
 Models = Dict[str, Sequence[AttentionMap]]
-Cell = Callable[[Axes, AttentionMap, int], None]
+Cell = Callable[[Axes, str, AttentionMap, int], None]
+
+
+class Look(NamedTuple):
+    """What a model sees of an image, and how.
+
+    Attributes:
+        image: what is left of it after resizing and cropping, (height, width, channels), 0 to 1.
+        maps: of one forward pass.
+        heat_of: the probabilities of one head of a map over the image, (rows, columns).
+        covers: how far down and to the right these rows and columns reach, in pixels.
+        whose: what these are, in words.
+    """
+
+    image: np.ndarray
+    maps: List[AttentionMap]
+    heat_of: Callable[[AttentionMap, int], Tensor]
+    covers: Tuple[int, int]
+    whose: str
 
 
 def spread(count: int, limit: int) -> List[int]:
@@ -31,13 +55,21 @@ def spread(count: int, limit: int) -> List[int]:
     return sorted({round(float(x)) for x in np.linspace(0, count - 1, limit)})
 
 
-def draw(models: Models, cell: Cell, layers: int, heads: int, size: float = CELL) -> Figure:
-    """A figure whose cells `cell(axes, map, head)` fills in; only outer axes keep their labels.
+def draw(
+    models: Models,
+    cell: Cell,
+    layers: int,
+    heads: int,
+    size: Tuple[float, float] = (CELL, CELL),
+    captions: Optional[Dict[str, str]] = None,
+) -> Figure:
+    """A figure whose cells `cell(axes, model, map, head)` fills; outer axes alone keep labels.
 
     Args:
         models: what each model's attentions did, layer by layer; the names are the headings.
         layers, heads: how many of them to draw at most.
-        size: inches of a cell.
+        size: width and height of a cell in inches.
+        captions: what to write below each model's maps.
     """
     chosen = {
         name: (spread(len(maps), layers), spread(maps[0].attn_probs.size(1), heads))
@@ -45,17 +77,18 @@ def draw(models: Models, cell: Cell, layers: int, heads: int, size: float = CELL
     }
     rows = [len(layer_numbers) for layer_numbers, _ in chosen.values()]
     columns = [len(head_numbers) for _, head_numbers in chosen.values()]
-    figure = Figure(
-        figsize=(size * sum(columns) + 1.2, size * max(rows) + 1.2), layout="compressed"
-    )
+    inches = (size[0] * sum(columns) + 1.2, size[1] * max(rows) + 1.2)
+    figure = Figure(figsize=inches, layout="compressed")
     parts = figure.subfigures(1, len(chosen), width_ratios=columns, squeeze=False)[0]
     for part, (name, (layer_numbers, head_numbers)) in zip(parts, chosen.items(), strict=True):
         if len(chosen) > 1:
-            part.suptitle(name, fontweight="bold", fontsize=10)
+            part.suptitle(name, fontweight="bold", fontsize=10, parse_math=False)
+        if captions:
+            part.supxlabel(captions[name], fontsize=8)
         axes = part.subplots(len(layer_numbers), len(head_numbers), squeeze=False)
         for axes_of_layer, layer in zip(axes, layer_numbers, strict=True):
             for axis, head in zip(axes_of_layer, head_numbers, strict=True):
-                cell(axis, models[name][layer], head)
+                cell(axis, name, models[name][layer], head)
                 axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8, pad=3)
                 axis.tick_params(labelsize=7, length=2)
                 axis.label_outer()
@@ -66,23 +99,23 @@ def label(axis, names: Sequence[str]) -> None:
     """Writes the names along a map's x or y axis, every n-th if there are many."""
     step = -(-len(names) // LABELS)
     short = [x if len(x) <= LETTERS else x[: LETTERS - 1] + "…" for x in names]
-    axis.set_ticks(range(0, len(names), step), short[::step])
+    axis.set_ticks(range(0, len(names), step), short[::step], parse_math=False)
 
 
 def draw_tokens(
     models: Models, queries: Sequence[str], keys: Sequence[str], layers: int, heads: int
 ) -> Figure:
     """Probabilities between tokens: a row a query, a column a key."""
-    size = CELL + 0.03 * max(0, len(keys) - 12)
+    width, height = (max(CELL, ROOM * min(len(names), LABELS)) for names in (keys, queries))
 
-    def cell(axes: Axes, attention: AttentionMap, head: int) -> None:
+    def cell(axes: Axes, model: str, attention: AttentionMap, head: int) -> None:
         probs = attention.attn_probs[0, head].float().cpu()
-        axes.imshow(probs, cmap=COLORS, vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(probs, cmap=COLORS, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
         label(axes.xaxis, keys)
         label(axes.yaxis, queries)
         axes.tick_params(axis="x", labelrotation=90)
 
-    figure = draw(models, cell, layers, heads, size)
+    figure = draw(models, cell, layers, heads, (width, height))
     figure.supxlabel("key", fontsize=9)
     figure.supylabel("query", fontsize=9)
     return add_scale(figure, "probability", vmax=1.0)
@@ -99,40 +132,38 @@ def add_scale(figure: Figure, text: str, vmax: float, cmap: str = COLORS) -> Fig
     return figure
 
 
-def draw_image(
-    models: Models,
-    image: np.ndarray,
-    heat_of: Callable[[AttentionMap, int], Tensor],
-    layers: int,
-    heads: int,
-) -> Figure:
-    """Where an image is looked at, over the image in grey.
+def draw_image(looks: Dict[str, Look], layers: int, heads: int) -> Figure:
+    """Where each model looks at the image it was given, over that image in grey."""
+    captions = {name: f"{look.whose}, each map by its own maximum" for name, look in looks.items()}
+    greys = {name: stretch(look.image.mean(axis=2)) for name, look in looks.items()}
 
-    Args:
-        image: (height, width, channels), from 0 to 1.
-        heat_of: the probabilities of a head over the image, (rows, columns).
-    """
-    height, width = image.shape[:2]
-    grey = image.mean(axis=2)
-    grey = (grey - grey.min()) / max(grey.max() - grey.min(), 1e-6)
-
-    def cell(axes: Axes, attention: AttentionMap, head: int) -> None:
-        heat = heat_of(attention, head).float().cpu()
-        box = (0, width, height, 0)
-        axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=box)
+    def cell(axes: Axes, model: str, attention: AttentionMap, head: int) -> None:
+        height, width = greys[model].shape
+        heat = looks[model].heat_of(attention, head).float().cpu()
+        below, right = looks[model].covers
+        axes.imshow(greys[model], cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
         # The less a place is looked at, the more of the image is seen.
         shown = 0.9 * (heat / heat.max()).sqrt().numpy()
-        axes.imshow(heat, cmap="plasma", vmin=0, alpha=shown, extent=box, interpolation="bilinear")
+        box = {"extent": (0, right, below, 0), "interpolation": "bilinear"}
+        axes.imshow(heat, cmap="plasma", vmin=0, alpha=shown, **box)
+        axes.set_xlim(0, width)
+        axes.set_ylim(height, 0)
         axes.set_xticks([])
         axes.set_yticks([])
 
-    return draw(models, cell, layers, heads, size=1.4)
+    models = {name: look.maps for name, look in looks.items()}
+    return draw(models, cell, layers, heads, (1.4, 1.4), captions)
+
+
+def stretch(grey: np.ndarray) -> np.ndarray:
+    """Brightness from 0 to 1."""
+    return (grey - grey.min()) / max(grey.max() - grey.min(), 1e-6)
 
 
 def draw_series(models: Models, series: np.ndarray, layers: int, heads: int) -> Figure:
     """Probabilities between the steps of a series, (channels, steps), which runs above each map."""
 
-    def cell(axes: Axes, attention: AttentionMap, head: int) -> None:
+    def cell(axes: Axes, model: str, attention: AttentionMap, head: int) -> None:
         probs = attention.attn_probs[0, head].float().cpu()
         axes.imshow(probs, cmap=COLORS, vmin=0, interpolation="nearest", aspect="auto")
         for axis in (axes.xaxis, axes.yaxis):
@@ -175,7 +206,7 @@ def draw_movement(movements: Dict[str, Dict[str, List[Movement]]]) -> Figure:
         row[1].set_title(f"{attention}: distance from layer before", fontsize=8)
         for axis in row:
             axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
-            axis.set_xlim(0.7, len(layers) + 0.3)
+            axis.set_xlim(0.7, max(map(len, models.values())) + 0.3)
             axis.tick_params(labelsize=8)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set_xlabel("layer", fontsize=8)
@@ -193,11 +224,15 @@ def save(figure: Figure, path: Path, part: Optional[str] = None) -> Path:
     return path
 
 
-def check_path(path: Path) -> Tuple[Path, str]:
-    """The path and its format. Raises ValueError unless a picture can be written there."""
-    suffix = path.suffix.lstrip(".").lower()
-    if suffix not in FORMATS:
+def check_path(path: Path) -> None:
+    """Raises ValueError unless a picture can be written there."""
+    if path.suffix.lstrip(".").lower() not in FORMATS:
         raise ValueError(f"--out must end in .{', .'.join(FORMATS)}, got {path}")
     if not path.parent.is_dir():
         raise ValueError(f"--out: there is no folder {path.parent}")
-    return path, suffix
+
+
+def fonts() -> List[str]:
+    """Those of FONTS that are installed."""
+    installed = set(matplotlib.font_manager.get_font_names())
+    return [name for name in FONTS if name in installed]

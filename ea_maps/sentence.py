@@ -40,11 +40,15 @@ def load(path: Path, data: Optional[Path] = None) -> Checkpoint:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    state = checkpoint_utils.load_checkpoint_to_cpu(
-        str(path), None if data is None else {"data": str(data)}
-    )
-    cfg = state["cfg"]
-    name = getattr(cfg.model, "_name", None) or cfg.model.arch
+    if data is not None and not data.is_dir():
+        raise FileNotFoundError(f"--data: there is no folder {data}")
+    overrides = None if data is None else {"data": str(data)}
+    try:
+        state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
+        cfg = state["cfg"]
+        name = getattr(cfg.model, "_name", None) or cfg.model.arch
+    except Exception as error:  # whatever pickle, torch or fairseq have against it
+        raise ValueError(f"{path} is no checkpoint of fairseq: {error!r}") from error
     if not name.startswith("ea_"):
         if f"ea_{name}" not in ARCH_MODEL_REGISTRY:
             raise ValueError(f"{path} holds {name}, which there is no evolving model of")
@@ -53,7 +57,13 @@ def load(path: Path, data: Optional[Path] = None) -> Checkpoint:
             cfg.model.ea_alpha = cfg.model.ea_beta = 0.0
     task = tasks.setup_task(cfg.task)
     model = task.build_model(cfg.model)
-    model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
+    try:
+        model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not fit its dictionaries, which --data must name if they are not those "
+            f"in {cfg.task.data}: {error}"
+        ) from error
     return Checkpoint(model.eval(), task)
 
 
@@ -76,6 +86,12 @@ def encode(checkpoint: Checkpoint, text: str, target: bool = False) -> Tensor:
         raise ValueError(
             f"none of the tokens of {text!r} is in the dictionary: the sentence must be tokenised "
             "and in BPE as the training data is"
+        )
+    most = checkpoint.model.max_positions()
+    most = most[int(target)] if isinstance(most, tuple) else most
+    if tokens.size(1) > most:
+        raise ValueError(
+            f"the model takes {most} tokens at most, the sentence has {tokens.size(1)}"
         )
     return tokens
 

@@ -1,6 +1,5 @@
 """Maps of EA-DC-Transformers, for a time series: aeon's estimators and fairseq's checkpoints."""
 
-import pickle
 from pathlib import Path
 from typing import Callable, List, Tuple
 
@@ -24,7 +23,7 @@ def load(path: Path) -> Tuple[nn.Module, Callable]:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError):  # fairseq's hold more than numbers
+    except Exception:  # fairseq's hold more than numbers; what else it may be is said below
         saved = None
     for kind in (EADCTransformerClassifier, EADCTransformerRegressor):
         if isinstance(saved, dict) and saved.get("estimator") == kind.__name__:
@@ -39,7 +38,12 @@ def load_checkpoint(path: Path) -> Tuple[nn.Module, Callable]:
 
     import ea_fairseq  # noqa: F401 (registers model and task)
 
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)])
+    try:
+        models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)])
+    except Exception as error:  # whatever pickle, torch or fairseq have against it
+        raise ValueError(
+            f"{path} holds neither an estimator of ea_aeon nor a checkpoint of fairseq: {error!r}"
+        ) from error
     if not hasattr(models[0], "network"):
         raise ValueError(f"{path} holds {type(models[0]).__name__}, not an EA-DC-Transformer")
     fitted = task.state.fitted

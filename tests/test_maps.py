@@ -212,20 +212,36 @@ def test_queries_are_rows_and_keys_columns():
     assert corner.yaxis_inverted()  # the first query is at the top
 
 
-def test_labels_of_a_long_sentence_do_not_touch():
+@pytest.mark.parametrize(("queries", "keys"), [(70, 70), (12, 40), (40, 12), (2, 24), (24, 3)])
+def test_labels_do_not_touch(queries, keys):
     names = [f"a-rather-long-token-{i}" for i in range(70)]
-    maps = [AttentionMap("0", p, p) for p in [probabilities(1, 1, 70, 70)]]
-    figure = draw.draw_tokens({"ours": maps}, names, names, layers=1, heads=1)
+    maps = [AttentionMap("0", p, p) for p in [probabilities(1, 2, queries, keys)]]
+    figure = draw.draw_tokens({"ours": maps}, names[:queries], names[:keys], layers=1, heads=2)
     figure.draw_without_rendering()
-    (axes,) = (a for a in figure.findobj(draw.Axes) if a.get_title())
+    axes = next(a for a in figure.findobj(draw.Axes) if a.get_title())
     for labels, low, high in (
         (axes.get_xticklabels(), "x0", "x1"),
         (axes.get_yticklabels(), "y0", "y1"),
     ):
         boxes = sorted((t.get_window_extent() for t in labels), key=lambda box: getattr(box, low))
-        assert 10 < len(boxes) <= draw.LABELS
+        assert 1 < len(boxes) <= draw.LABELS
         for before, after in itertools.pairwise(boxes):
             assert getattr(before, high) <= getattr(after, low)
+
+
+def test_dollars_are_no_formula(tmp_path):
+    names = ["$$", "$x$", "a_b"]
+    maps = [AttentionMap("0", p, p) for p in [probabilities(1, 1, 3, 3)]]
+    figure = draw.draw_tokens({"$a$": maps, "$": maps}, names, names, layers=1, heads=1)
+    assert draw.save(figure, tmp_path / "maps.svg").stat().st_size > 1000
+
+
+def test_models_of_different_depth_are_drawn_whole():
+    deep = measure.movement([AttentionMap("", p, p) for p in probabilities(9, 1, 2, 4, 4)])
+    figure = draw.draw_movement({"self": {"deep": deep, "shallow": deep[:3]}})
+    for axes in figure.axes:
+        assert axes.get_xlim()[1] > 9
+        assert max(max(line.get_xdata(), default=0) for line in axes.lines) == 9
 
 
 @pytest.mark.parametrize(
@@ -242,6 +258,17 @@ def test_what_is_shown_over_an_image(options, row):
     expected = probs[0, prefix:] if row == 0 else probs[prefix:, prefix:].mean(0)
     heat = look.heat_of(look.maps[1], 2)
     torch.testing.assert_close(heat, expected.reshape(4, 4))
+
+
+def test_an_image_that_is_not_square_or_padded():
+    picture = Image.fromarray((255 * pixels(40, 40, 3)).byte().numpy())
+    wide = images.look(vit(img_size=(16, 48)), picture, (16, 48))
+    assert wide.image.shape == (16, 48, 3) and wide.covers == (16, 48)
+    assert wide.heat_of(wide.maps[0], 0).shape == (2, 6)
+    model = vit(img_size=33, dynamic_img_size=True, dynamic_img_pad=True)
+    padded = images.look(model, picture, 33)
+    assert padded.image.shape == (33, 33, 3) and padded.covers == (40, 40)
+    assert padded.heat_of(padded.maps[0], 0).shape == (5, 5)
 
 
 def test_a_plain_vit_is_ours_without_evolution():
@@ -387,6 +414,30 @@ def test_a_series_on_the_command_line(tmp_path, capsys):
 def test_bad_options_are_named(picture, args, message):
     with pytest.raises(SystemExit, match=re.escape(message)):
         run("image", "ea_vit_tiny", picture, *args)
+
+
+def test_what_does_not_fit_is_named(tmp_path, picture):
+    text = tmp_path / "text.txt"
+    text.write_text("no checkpoint")
+    ten = tmp_path / "ten.pth"
+    torch.save(vit(num_classes=10).state_dict(), ten)
+    out = ["--out", tmp_path / "maps.png"]
+    for args, message in (
+        (["--checkpoint", ten], "--option num_classes=10.*size mismatch"),
+        (["--checkpoint", text], "with options .* and checkpoint .*text.txt cannot be made"),
+        (["--checkpoint", tmp_path / "none"], "there is no checkpoint"),
+        (["--option", "foo=1"], "foo=1"),
+        (["--option", "in_chans=1"], "in_chans must be 3, for images in colour, got 1"),
+        (["--option", "features_only=True"], "must be a classifier"),
+    ):
+        with pytest.raises(SystemExit, match=f"(?s)ea_maps: error: .*{message}"):
+            run("image", "ea_vit_tiny", picture, *OPTIONS, *args, *out)
+    for door in (["sentence", text, "a"], ["series", text, "BasicMotions"]):
+        with pytest.raises(SystemExit, match="checkpoint of fairseq"):
+            run(*door, *out)
+        door[1] = ten
+        with pytest.raises(SystemExit, match="checkpoint of fairseq"):
+            run(*door, *out)
 
 
 def test_bad_files_are_named(tmp_path, picture):

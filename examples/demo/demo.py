@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -186,8 +187,9 @@ def draw(out: Path) -> None:
     sentence = min(bpe, key=lambda line: (abs(len(line.split()) - 10), line.count("@@")))
     checkpoint = str(out / "checkpoints/checkpoint_best.pt")
     data = str(out / "prepared/data-bin")
-    print(f"python -m ea_maps sentence {checkpoint} '{sentence}'")
-    maps.main(["sentence", checkpoint, sentence, "--data", data, "--out", str(out / "maps.png")])
+    command = ["sentence", checkpoint, sentence, "--data", data, "--out", str(out / "maps.png")]
+    print(shlex.join(["python", "-m", "ea_maps", *command]))
+    maps.main(command)
 
 
 def claim(out: Path, settings: str, fresh: bool) -> None:
