@@ -134,7 +134,7 @@ def add_scale(figure: Figure, text: str, vmax: float, cmap: str = COLORS) -> Fig
 
 def draw_image(looks: Dict[str, Look], layers: int, heads: int) -> Figure:
     """Where each model looks at the image it was given, over that image in grey."""
-    captions = {name: f"{look.whose}, each map by its own maximum" for name, look in looks.items()}
+    captions = {name: f"{look.whose},\neach map by its own maximum" for name, look in looks.items()}
     greys = {name: stretch(look.image.mean(axis=2)) for name, look in looks.items()}
 
     def cell(axes: Axes, model: str, attention: AttentionMap, head: int) -> None:

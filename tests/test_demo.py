@@ -90,7 +90,7 @@ def test_the_whole_demo_in_small(tmp_path, monkeypatch, capsys):
     assert "sacreBLEU" in printed
     assert "exact match" in printed
     assert printed.count("  ours    ") >= 4
-    for name in ("checkpoints/checkpoint_best.pt", "train.log", "maps-encoder.png"):
+    for name in ("checkpoints/checkpoint_best.pt", "train.log", "maps-encoder-decoder.png"):
         assert str(tmp_path / "x" / name) in printed
         assert (tmp_path / "x" / name).stat().st_size > 1000
 

@@ -227,7 +227,7 @@ def main() -> None:
     for what, name in (
         ("checkpoint", "checkpoints/checkpoint_best.pt"),
         ("log", "train.log"),
-        ("pictures", "maps-encoder.png"),
+        ("picture", "maps-encoder-decoder.png"),
     ):
         print(f"  {what:12}{args.out / name}")
 
