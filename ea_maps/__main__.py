@@ -103,7 +103,7 @@ def option(text: str) -> Tuple[str, Any]:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="ea_maps",
+        prog="python -m ea_maps",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

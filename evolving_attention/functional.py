@@ -9,6 +9,50 @@ from torch.nn import functional as F
 WINDOWS = ("bidirectional", "causal", "cross")
 
 
+def mix_and_refine(
+    attn_logits: Tensor,
+    prev_attn_logits: Tensor,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    alpha: Union[float, Tensor],
+    beta: Union[float, Tensor],
+    window: str,
+    mask: Optional[Tensor],
+) -> Tensor:
+    """Both equations; see :func:`evolve`, which checks its arguments besides."""
+    batch = attn_logits.size(0)
+    count = _piece(attn_logits, prev_attn_logits, weight)
+    if count >= batch:
+        a_in = mix(attn_logits, prev_attn_logits, alpha, mask)
+        return refine(a_in, weight, bias, beta, window).contiguous()
+    evolved = torch.empty_like(attn_logits)
+    for start in range(0, batch, count):
+        end = min(start + count, batch)
+        cells = mask
+        if mask is not None and mask.dim() == 4 and mask.size(0) == batch:
+            cells = mask[start:end]
+        a_in = mix(attn_logits[start:end], prev_attn_logits[start:end], alpha, cells)
+        evolved[start:end] = refine(a_in, weight, bias, beta, window)
+    return evolved
+
+
+def _piece(attn_logits: Tensor, prev_attn_logits: Tensor, weight: Optional[Tensor]) -> int:
+    """How many maps to evolve at a time.
+
+    Without gradients, on a CPU, as many as a cache holds with all that is between the two
+    equations: memory that is new to the process costs as much time as what is done to it.
+    """
+    batch = attn_logits.size(0)
+    if torch.jit.is_scripting() or attn_logits.is_cuda or weight is None or _in_graph():
+        return batch
+    tensors = (attn_logits, prev_attn_logits, weight)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return batch
+    if torch._C._are_functorch_transforms_active() or attn_logits.numel() <= 1_000_000:
+        return batch
+    return max(1, 500_000 * batch // attn_logits.numel())
+
+
 def mix(
     attn_logits: Tensor,
     prev_attn_logits: Tensor,
@@ -43,7 +87,7 @@ def refine(
         return a_in
     refined = _relu_conv(a_in, weight, bias, window, rows).to(a_in.dtype)  # autocast may halve it
     if not isinstance(beta, Tensor) and beta == 1.0:
-        return refined.contiguous()
+        return refined
     return _lerp(a_in, refined, beta)
 
 
@@ -228,7 +272,7 @@ def evolve(
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not isinstance(value, Tensor):
             check_unit_interval(name, value)
-    return refine(mix(attn_logits, prev_attn_logits, alpha, mask), weight, bias, beta, window)
+    return mix_and_refine(attn_logits, prev_attn_logits, weight, bias, alpha, beta, window, mask)
 
 
 def check_unit_interval(name: str, value: float) -> None:

@@ -122,8 +122,9 @@ class AttentionEvolution(nn.Module):
         elif not torch.jit.is_scripting():
             functional.check_window(window)
         alpha, beta = self.mixing_weights(attn_logits)
-        a_in = functional.mix(attn_logits, prev_attn_logits, alpha, mask)
-        return functional.refine(a_in, self.weight, self.bias, beta, window)
+        return functional.mix_and_refine(
+            attn_logits, prev_attn_logits, self.weight, self.bias, alpha, beta, window, mask
+        )
 
     def step(
         self,
