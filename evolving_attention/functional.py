@@ -141,7 +141,7 @@ def _heads_last(a_in: Tensor) -> bool:
     On a CPU oneDNN's own layout for channels first wants many channels: with a map's few it takes
     two to four times as long. The smallest maps it leaves to torch's own convolution.
     """
-    if a_in.is_cuda:
+    if a_in.is_cuda or a_in.size(1) >= 16:
         return False
     if not torch.jit.is_scripting():
         if torch._C._are_functorch_transforms_active():  # vmap knows no memory order
