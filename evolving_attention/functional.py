@@ -259,20 +259,31 @@ def evolve(
     """
     check_maps(attn_logits, prev_attn_logits, mask, attn_logits.size(1))
     check_window(window)
-    heads = attn_logits.size(1)
-    if weight is not None or bias is not None:
-        if weight is None or bias is None:
-            raise ValueError("weight and bias must both be given, or neither")
-        if weight.dim() != 4 or weight.shape[:2] != (heads, heads) or bias.shape != (heads,):
+    check_weights(weight, bias, alpha, beta, attn_logits.size(1))
+    return mix_and_refine(attn_logits, prev_attn_logits, weight, bias, alpha, beta, window, mask)
+
+
+def check_weights(
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    alpha: Union[float, Tensor],
+    beta: Union[float, Tensor],
+    heads: int,
+) -> None:
+    """Raises ValueError, naming the argument, unless these fit each other and the heads."""
+    if (weight is None) != (bias is None):
+        raise ValueError("weight and bias must both be given, or neither")
+    if weight is not None and bias is not None:
+        kernel_size = weight.size(-1)
+        if weight.shape != (heads, heads, kernel_size, kernel_size) or bias.shape != (heads,):
             raise ValueError(
                 f"weight must be ({heads}, {heads}, K, K) and bias ({heads},) for {heads} heads, "
                 f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
             )
-        check_kernel_size(weight.size(2))
+        check_kernel_size(kernel_size)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not isinstance(value, Tensor):
             check_unit_interval(name, value)
-    return mix_and_refine(attn_logits, prev_attn_logits, weight, bias, alpha, beta, window, mask)
 
 
 def check_unit_interval(name: str, value: float) -> None:

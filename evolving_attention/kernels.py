@@ -188,20 +188,7 @@ def _check(
     """Raises ValueError, naming the argument, unless the arguments of `attend` fit each other."""
     functional.check_maps(attn_logits, prev_attn_logits, None, attn_logits.size(1))
     functional.check_window(window)
-    heads = attn_logits.size(1)
-    if (weight is None) != (bias is None):
-        raise ValueError("weight and bias must both be given, or neither")
-    if weight is not None:
-        kernel_size = weight.size(-1)
-        if weight.shape != (heads, heads, kernel_size, kernel_size) or bias.shape != (heads,):
-            raise ValueError(
-                f"weight must be ({heads}, {heads}, K, K) and bias ({heads},) for {heads} heads, "
-                f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
-            )
-        functional.check_kernel_size(kernel_size)
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not isinstance(value, Tensor):
-            functional.check_unit_interval(name, value)
+    functional.check_weights(weight, bias, alpha, beta, attn_logits.size(1))
     for name, value in (("mask", mask), ("hidden", hidden)):
         if value is None:
             continue
