@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from evolving_attention import AttentionEvolution, AttentionProbe
 from evolving_attention.modules import check_options
+from evolving_attention.pieces import in_pieces
 
 Map = Optional[Tensor]
 
@@ -117,7 +118,6 @@ class EvolvingSelfAttention(nn.Module):
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         q = q * q.size(3) ** -0.5
-        attn_logits = q @ k.transpose(2, 3) + self.relative(q)
         hidden = absent = None
         if exists is not None:
             hidden = ~exists[:, None, None, :]
@@ -127,14 +127,27 @@ class EvolvingSelfAttention(nn.Module):
             future = steps > steps.unsqueeze(1)
             hidden = future if hidden is None else hidden | future
             absent = future if absent is None else absent | future
+        cells = self.num_heads * x.size(1) ** 2
+        args = q, k, v, prev_attn_logits, hidden, absent
+        x, attn_logits = in_pieces(self.attend, cells, *args, module=self)
+        return self.out_proj(x.flatten(2)), attn_logits
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, prev_attn_logits: Map, hidden: Map, absent: Map
+    ) -> Tuple[Tensor, Tensor]:
+        """The output, (B, L, H, head_dim), and the map, (B, H, L, L).
+
+        Queries, keys and values are (B, H, L, head_dim). Softmax must not see what is `hidden`;
+        `absent` cells of the map do not exist. Both bool, broadcastable to the map.
+        """
+        attn_logits = q @ k.transpose(2, 3) + self.relative(q)
         if self.evolution is not None and prev_attn_logits is not None:
             attn_logits = self.evolution(attn_logits, prev_attn_logits, absent)
         scores = attn_logits
         if hidden is not None:
             scores = attn_logits.masked_fill(hidden, float("-inf"))
         probs = self.probe(scores.softmax(dim=-1), attn_logits)
-        x = probs @ v
-        return self.out_proj(x.transpose(1, 2).flatten(2)), attn_logits
+        return (probs @ v).transpose(1, 2), attn_logits
 
 
 class AugmentedConv(nn.Module):

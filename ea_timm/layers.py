@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from evolving_attention import AttentionEvolution, AttentionProbe
+from evolving_attention.pieces import in_pieces
 
 KERNELS = os.environ.get("EVOLVING_ATTENTION_TRITON") == "1"
 if KERNELS:
@@ -133,6 +134,30 @@ class EvolvingAttention(Attention):
         q, k, v = qkv.unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
 
+        if torch.jit.is_scripting():
+            x, attn_logits = self.attend(q, k, v, prev_attn_logits, attn_mask, is_causal)
+        else:
+            args = q, k, v, prev_attn_logits, attn_mask, is_causal
+            x, attn_logits = in_pieces(self.attend, self.num_heads * N * N, *args, module=self)
+        x = x.reshape(B, N, self.attn_dim)
+        x = self.norm(x)
+        if gate is not None:
+            x = x * gate
+        return self.proj_drop(self.proj(x)), attn_logits
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        prev_attn_logits: Optional[Tensor],
+        attn_mask: Optional[Tensor],
+        is_causal: bool,
+    ) -> Tuple[Tensor, Tensor]:
+        """The output, (batch, tokens, heads, head_dim), and the map.
+
+        Queries, keys and values are (batch, heads, tokens, head_dim); the others as in `forward`.
+        """
         attn_logits = (q * self.scale) @ k.transpose(-2, -1)
         attn_bias = bias_of(attn_logits, attn_mask, is_causal)
         evolution = self.evolution
@@ -153,11 +178,7 @@ class EvolvingAttention(Attention):
             attn_probs = clear_empty_rows(attn_probs, attn_bias)
         attn_probs = self.attn_drop(self.probe(attn_probs, attn_logits))
 
-        x = (attn_probs @ v).transpose(1, 2).reshape(B, N, self.attn_dim)
-        x = self.norm(x)
-        if gate is not None:
-            x = x * gate
-        return self.proj_drop(self.proj(x)), attn_logits
+        return (attn_probs @ v).transpose(1, 2), attn_logits
 
 
 class EvolvingBlock(Block):

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from evolving_attention.pieces import in_graph
+
 WINDOWS = ("bidirectional", "causal", "cross")
 
 
@@ -20,37 +22,8 @@ def mix_and_refine(
     mask: Optional[Tensor],
 ) -> Tensor:
     """Both equations; see :func:`evolve`, which checks its arguments besides."""
-    batch = attn_logits.size(0)
-    count = _piece(attn_logits, prev_attn_logits, weight)
-    if count >= batch:
-        a_in = mix(attn_logits, prev_attn_logits, alpha, mask)
-        return refine(a_in, weight, bias, beta, window).contiguous()
-    evolved = torch.empty_like(attn_logits)
-    for start in range(0, batch, count):
-        end = min(start + count, batch)
-        cells = mask
-        if mask is not None and mask.dim() == 4 and mask.size(0) == batch:
-            cells = mask[start:end]
-        a_in = mix(attn_logits[start:end], prev_attn_logits[start:end], alpha, cells)
-        evolved[start:end] = refine(a_in, weight, bias, beta, window)
-    return evolved
-
-
-def _piece(attn_logits: Tensor, prev_attn_logits: Tensor, weight: Optional[Tensor]) -> int:
-    """How many maps to evolve at a time.
-
-    Without gradients, on a CPU, as many as a cache holds with all that is between the two
-    equations: memory that is new to the process costs as much time as what is done to it.
-    """
-    batch = attn_logits.size(0)
-    if torch.jit.is_scripting() or attn_logits.is_cuda or weight is None or _in_graph():
-        return batch
-    tensors = (attn_logits, prev_attn_logits, weight)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return batch
-    if torch._C._are_functorch_transforms_active() or attn_logits.numel() <= 1_000_000:
-        return batch
-    return max(1, 500_000 * batch // attn_logits.numel())
+    a_in = mix(attn_logits, prev_attn_logits, alpha, mask)
+    return refine(a_in, weight, bias, beta, window).contiguous()
 
 
 def mix(
@@ -100,7 +73,6 @@ def _lerp(start: Tensor, end: Tensor, weight: Union[float, Tensor]) -> Tensor:
 def _relu_conv(
     a_in: Tensor, weight: Tensor, bias: Tensor, window: str, rows: Optional[Tensor]
 ) -> Tensor:
-    keys = a_in.size(3)
     reach = weight.size(3) - 1
     padding = (reach // 2, reach // 2)
     if window != "bidirectional":  # looks up; "causal" to the left too, "cross" to both sides
@@ -112,27 +84,108 @@ def _relu_conv(
     if not _heads_last(a_in):
         return F.conv2d(a_in, weight, bias, padding=padding).relu_()
     a_in = a_in.contiguous(memory_format=torch.channels_last)
-    if _in_graph():
+    if in_graph():
         return F.conv2d(a_in, weight, bias, padding=padding).relu_()
-    if weight.size(0) > 8:
-        return _relu(F.conv2d(a_in, weight, bias, padding=padding))
-    return _relu_conv_by_pairs(a_in, weight, bias, padding, keys)
+    if torch.jit.is_scripting() or not torch.is_grad_enabled():
+        return _conv_heads_last(a_in, weight, bias, padding).relu_()
+    return _ReLUConv.apply(a_in, weight.to(a_in.dtype), bias.to(a_in.dtype), padding)
 
 
-def _relu_conv_by_pairs(
-    a_in: Tensor, weight: Tensor, bias: Tensor, padding: Tuple[int, int], keys: int
+def _conv_heads_last(
+    a_in: Tensor, weight: Tensor, bias: Optional[Tensor], padding: Tuple[int, int]
 ) -> Tensor:
-    """Computes the heads of two neighbouring keys as channels of one window a key wider.
+    """The convolution of few heads: several neighbouring keys as channels of a wider window.
 
-    A CPU's vector registers hold 16 numbers, of which up to 8 heads leave half idle.
+    A CPU's vector registers hold 16 numbers, of which the heads of one key leave some idle.
+    Takes and returns maps with the heads last in memory.
     """
-    weight = torch.cat([F.pad(weight, (0, 1)), F.pad(weight, (1, 0))])
-    bias = torch.cat([bias, bias])
-    odd = keys % 2  # then the first pair begins before the first key
-    padding = (padding[0], padding[1] + odd)
-    pairs = _relu(F.conv2d(a_in, weight, bias, stride=(1, 2), padding=padding))
-    heads_last = pairs.permute(0, 2, 3, 1).reshape(a_in.size(0), pairs.size(2), -1, a_in.size(1))
-    return heads_last.permute(0, 3, 1, 2)[..., odd : odd + keys]
+    count, front = _keys_at_once(a_in, weight, padding)
+    if bias is not None:
+        bias = bias.repeat(count)
+    padding = (padding[0], padding[1] + front)
+    at_once = F.conv2d(a_in, _widen(weight, count), bias, stride=(1, count), padding=padding)
+    heads_last = at_once.permute(0, 2, 3, 1).reshape(
+        a_in.size(0), at_once.size(2), -1, weight.size(0)
+    )
+    return heads_last.permute(0, 3, 1, 2)[..., front:]
+
+
+def _keys_at_once(a_in: Tensor, weight: Tensor, padding: Tuple[int, int]) -> Tuple[int, int]:
+    """How many keys at once, and how many of the first ones lie before the first key."""
+    count = min(8, max(1, 16 // weight.size(0)))
+    keys = a_in.size(3) + 2 * padding[1] - weight.size(3) + 1
+    return count, -keys % count
+
+
+def _widen(weight: Tensor, count: int) -> Tensor:
+    """(H, H, K, K) to (count * H, H, K, K + count - 1): the same window for each of the keys."""
+    return torch.cat([F.pad(weight, (key, count - 1 - key)) for key in range(count)])
+
+
+class _ReLUConv(torch.autograd.Function):
+    """ReLU(Conv(a_in)) by :func:`_conv_heads_last`, and so the gradient of a_in.
+
+    It keeps a_in, and a byte for each number to know what ReLU let through.
+    """
+
+    @staticmethod
+    def forward(a_in: Tensor, weight: Tensor, bias: Tensor, padding: Tuple[int, int]) -> Tensor:
+        with torch.autocast(a_in.device.type, enabled=False):
+            return _conv_heads_last(a_in, weight, bias, padding).relu_()
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        a_in, weight, _, ctx.padding = inputs
+        saved = a_in, weight, output > 0
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        a_in, weight, positive = ctx.saved_tensors
+        top, left = ctx.padding
+        heads, last = weight.size(0), weight.size(3) - 1
+        count, front = _keys_at_once(a_in, weight, ctx.padding)
+        batch, _, queries, keys = grad.shape
+        heads_last = grad.new_empty(batch, queries, front + keys, heads)
+        heads_last[:, :, :front] = 0
+        heads_last[:, :, front:] = grad.permute(0, 2, 3, 1)
+        heads_last[:, :, front:] *= positive.permute(0, 2, 3, 1)
+
+        grad_a_in = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            mirrored = weight.transpose(0, 1).flip(2, 3)
+            grad_a_in = _conv_heads_last(
+                heads_last.permute(0, 3, 1, 2), mirrored, None, (last - top, last - left)
+            )[..., front:]
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            at_once = heads_last.view(batch, queries, -1, count * heads).permute(0, 3, 1, 2)
+            _, wide, biases = torch.ops.aten.convolution_backward(
+                at_once,
+                a_in,
+                _widen(weight, count),
+                [count * heads],
+                [1, count],
+                [top, left + front],
+                [1, 1],
+                False,
+                [0, 0],
+                1,
+                [False, True, True],
+            )
+            grad_weight = sum(
+                part[..., key : key + last + 1] for key, part in enumerate(wide.chunk(count))
+            )
+            grad_bias = biases.view(count, heads).sum(0)
+        return grad_a_in, grad_weight, grad_bias, None
+
+    @staticmethod
+    def jvp(ctx, a_in_t: Tensor, weight_t: Tensor, bias_t: Tensor, _: None) -> Tensor:
+        a_in, weight, positive = ctx.saved_tensors
+        a_in_t = a_in_t.contiguous(memory_format=torch.channels_last)
+        tangent = _conv_heads_last(a_in_t, weight, bias_t, ctx.padding)
+        tangent += _conv_heads_last(a_in, weight_t, None, ctx.padding)
+        return tangent.mul_(positive)
 
 
 def _heads_last(a_in: Tensor) -> bool:
@@ -141,53 +194,14 @@ def _heads_last(a_in: Tensor) -> bool:
     On a CPU oneDNN's own layout for channels first wants many channels: with a map's few it takes
     two to four times as long. The smallest maps it leaves to torch's own convolution.
     """
-    if a_in.is_cuda or a_in.size(1) >= 16:
+    if not a_in.is_cpu or a_in.size(1) >= 16:
         return False
     if not torch.jit.is_scripting():
         if torch._C._are_functorch_transforms_active():  # vmap knows no memory order
             return False
-        if _in_graph():
+        if in_graph():
             return True
     return a_in.size(0) >= 16 or a_in.numel() > 20_480
-
-
-def _in_graph() -> bool:
-    """Whether operations are being recorded, for maps of any size."""
-    if torch.jit.is_scripting():
-        return False
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
-
-
-def _relu(x: Tensor) -> Tensor:
-    if torch.jit.is_scripting() or not x.requires_grad:
-        return x.relu_()
-    return FrugalReLU.apply(x)
-
-
-class FrugalReLU(torch.autograd.Function):
-    """ReLU in place, which keeps for the gradient a byte of each number, not the four of a map."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.relu_()
-
-    @staticmethod
-    def setup_context(ctx, inputs: Tuple[Tensor], output: Tensor) -> None:
-        ctx.mark_dirty(*inputs)
-        positive = output > 0
-        ctx.save_for_backward(positive)
-        ctx.save_for_forward(positive)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        # In the memory order of the mask, and so of the convolution that is next.
-        return torch.where(positive, grad, 0.0)
-
-    @staticmethod
-    def jvp(ctx, tangent: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        return tangent.mul_(positive)
 
 
 def check_maps(

@@ -316,15 +316,37 @@ def test_gradients_sample_by_sample(learnable):
             torch.testing.assert_close(together[name][index], value.grad, rtol=1e-3, atol=1e-2)
 
 
-def test_forward_mode_derivative():
-    module = AttentionEvolution(3, 0.3, 0.5).double()
-    logits, prev, direction = (large(seed=seed).double() for seed in range(3))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(logits, direction)
-        tangent = torch.autograd.forward_ad.unpack_dual(module(dual, prev)).tangent
-    step = 1e-6 * direction
-    expected = (module(logits + step, prev) - module(logits - step, prev)) / 2e-6
-    torch.testing.assert_close(tangent, expected, atol=1e-6, rtol=1e-6)
+@pytest.mark.parametrize("heads", [1, 3, 4, 6, 8, 12, 16])
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_large_maps_equal_the_equations_in_every_gradient(window, heads, kernel_size):
+    layer = AttentionEvolution(heads, 0.25, 0.375, kernel_size, window).double()
+    logits, prev, upstream = (large((17, heads, 7, 13), seed=seed).double() for seed in range(3))
+    inputs = [logits.requires_grad_(), prev.requires_grad_(), layer.weight, layer.bias]
+    expected = reference.evolve(*inputs, 0.25, 0.375, window)
+    got = layer(logits, prev)
+    torch.testing.assert_close(got, expected)
+    expected_grads = torch.autograd.grad(expected, inputs, upstream, retain_graph=True)
+    grads = torch.autograd.grad(got, inputs, upstream, retain_graph=True)
+    torch.testing.assert_close(grads, expected_grads)
+    for one, expected_grad in zip(inputs, expected_grads, strict=True):  # the others frozen
+        frozen = {id(x) for x in inputs} - {id(one)}
+        args = [x.detach() if id(x) in frozen else x for x in inputs]
+        alone = torch.autograd.grad(evolve(*args, 0.25, 0.375, window), one, upstream)
+        torch.testing.assert_close(alone[0], expected_grad)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_second_and_forward_mode_derivatives(window):
+    layer = AttentionEvolution(3, 0.25, 0.375, window=window).double()
+    logits, prev = (large((16, 3, 3, 4), seed=seed).double() for seed in range(2))
+
+    def evolved(*args):
+        return evolve(*args, 0.25, 0.375, window).square()
+
+    args = [x.detach().requires_grad_() for x in (logits, prev, layer.weight, layer.bias)]
+    assert torch.autograd.gradcheck(evolved, args, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(evolved, args, fast_mode=True)
 
 
 @pytest.mark.parametrize("mask_shape", [None, (9, 1, 1, 101), (1, 1, 110, 101), (110, 101)])
