@@ -349,14 +349,23 @@ def test_second_and_forward_mode_derivatives(window):
     assert torch.autograd.gradgradcheck(evolved, args, fast_mode=True)
 
 
-@pytest.mark.parametrize("mask_shape", [None, (9, 1, 1, 101), (1, 1, 110, 101), (110, 101)])
-def test_large_maps_without_gradients_equal_those_with(mask_shape):
-    module = AttentionEvolution(12, 0.3, 0.5)
-    maps = large((9, 12, 110, 101)), large((9, 12, 110, 101), seed=1)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("mask_shape", [None, (9, 1, 1, 31), (1, 1, 20, 31), (20, 31)])
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_without_gradients_equals_with(window, alpha, beta, learnable, mask_shape, mode):
+    module = AttentionEvolution(6, alpha, beta, window=window, learnable=learnable)
+    maps = large((9, 6, 20, 31)), large((9, 6, 20, 31), seed=1)
+    given = [x.clone() for x in maps]
     mask = None if mask_shape is None else large(mask_shape, seed=2) > 1
     expected = module(*maps, mask)
-    with torch.no_grad():
-        torch.testing.assert_close(module(*maps, mask), expected, atol=1e-6, rtol=1e-5)
-        cells = None if mask is None else mask.expand(9, 1, 110, 101)[4:5]
+    with mode():
+        got = module(*maps, mask)
+        assert got.is_contiguous()
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+        cells = None if mask is None else mask.expand(9, 1, 20, 31)[4:5]
         alone = module(*(x[4:5] for x in maps), cells)
-        torch.testing.assert_close(alone, expected[4:5], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(alone, expected[4:5], atol=1e-6, rtol=1e-5)
+    assert all(map(torch.equal, maps, given))
