@@ -149,15 +149,15 @@ class _ReLUConv(torch.autograd.Function):
         batch, _, queries, keys = grad.shape
         heads_last = grad.new_empty(batch, queries, front + keys, heads)
         heads_last[:, :, :front] = 0
-        heads_last[:, :, front:] = grad.permute(0, 2, 3, 1)
-        heads_last[:, :, front:] *= positive.permute(0, 2, 3, 1)
+        through_relu = heads_last[:, :, front:].copy_(grad.permute(0, 2, 3, 1))
+        through_relu.mul_(positive.permute(0, 2, 3, 1))
 
         grad_a_in = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             mirrored = weight.transpose(0, 1).flip(2, 3)
             grad_a_in = _conv_heads_last(
                 heads_last.permute(0, 3, 1, 2), mirrored, None, (last - top, last - left)
-            )[..., front:]
+            )[..., front:].contiguous()
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             at_once = heads_last.view(batch, queries, -1, count * heads).permute(0, 3, 1, 2)
             _, wide, biases = torch.ops.aten.convolution_backward(
