@@ -128,8 +128,8 @@ class EvolvingSelfAttention(nn.Module):
             hidden = future if hidden is None else hidden | future
             absent = future if absent is None else absent | future
         cells = self.num_heads * x.size(1) ** 2
-        args = q, k, v, prev_attn_logits, hidden, absent
-        x, attn_logits = in_pieces(self.attend, cells, *args, module=self)
+        tensors = q, k, v, prev_attn_logits
+        x, attn_logits = in_pieces(self.attend, cells, tensors, hidden, absent, module=self)
         return self.out_proj(x.flatten(2)), attn_logits
 
     def attend(

@@ -181,7 +181,8 @@ class EvolvingAttention2d(nn.Module):
             x, attn_logits = self.attend(q, k, v, prev_attn_logits)
         else:
             cells = self.num_heads * (H * W) ** 2
-            x, attn_logits = in_pieces(self.attend, cells, q, k, v, prev_attn_logits, module=self)
+            tensors = q, k, v, prev_attn_logits
+            x, attn_logits = in_pieces(self.attend, cells, tensors, module=self)
 
         x = self.proj(x.reshape(B, self.value_channels, H, W))
         if self.downsample:

@@ -137,8 +137,14 @@ class EvolvingAttention(Attention):
         if torch.jit.is_scripting():
             x, attn_logits = self.attend(q, k, v, prev_attn_logits, attn_mask, is_causal)
         else:
-            args = q, k, v, prev_attn_logits, attn_mask, is_causal
-            x, attn_logits = in_pieces(self.attend, self.num_heads * N * N, *args, module=self)
+            x, attn_logits = in_pieces(
+                self.attend,
+                self.num_heads * N * N,
+                (q, k, v, prev_attn_logits),
+                attn_mask,
+                is_causal,
+                module=self,
+            )
         x = x.reshape(B, N, self.attn_dim)
         x = self.norm(x)
         if gate is not None:

@@ -88,7 +88,10 @@ def _relu_conv(
         return F.conv2d(a_in, weight, bias, padding=padding).relu_()
     if torch.jit.is_scripting() or not torch.is_grad_enabled():
         return _conv_heads_last(a_in, weight, bias, padding).relu_()
-    return _ReLUConv.apply(a_in, weight.to(a_in.dtype), bias.to(a_in.dtype), padding)
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        a_in, weight, bias = a_in.to(dtype), weight.to(dtype), bias.to(dtype)
+    return _ReLUConv.apply(a_in, weight, bias, padding)
 
 
 def _conv_heads_last(
@@ -107,13 +110,18 @@ def _conv_heads_last(
     heads_last = at_once.permute(0, 2, 3, 1).reshape(
         a_in.size(0), at_once.size(2), -1, weight.size(0)
     )
-    return heads_last.permute(0, 3, 1, 2)[..., front:]
+    keys = heads_last.size(2) - front
+    return heads_last.permute(0, 3, 1, 2).narrow(3, front, keys)
 
 
 def _keys_at_once(a_in: Tensor, weight: Tensor, padding: Tuple[int, int]) -> Tuple[int, int]:
-    """How many keys at once, and how many of the first ones lie before the first key."""
-    count = min(8, max(1, 16 // weight.size(0)))
+    """How many keys at once, and how many of the first ones lie before the first key.
+
+    More than 8 at once gain nothing more. All keys at once never: oneDNN's convolutions of such
+    windows to a single column leave memory unwritten.
+    """
     keys = a_in.size(3) + 2 * padding[1] - weight.size(3) + 1
+    count = max(1, min(8, 16 // weight.size(0), keys // 2))
     return count, -keys % count
 
 
@@ -123,14 +131,15 @@ def _widen(weight: Tensor, count: int) -> Tensor:
 
 
 class _ReLUConv(torch.autograd.Function):
-    """ReLU(Conv(a_in)) by :func:`_conv_heads_last`, and so the gradient of a_in.
+    """ReLU(Conv(a_in)) by :func:`_conv_heads_last`, which computes the gradient of a_in as well.
 
-    It keeps a_in, and a byte for each number to know what ReLU let through.
+    It keeps a_in, and a byte for each number to know what ReLU let through. (Slices are narrowed,
+    since batched gradients know no rule for a slice that takes all.)
     """
 
     @staticmethod
     def forward(a_in: Tensor, weight: Tensor, bias: Tensor, padding: Tuple[int, int]) -> Tensor:
-        with torch.autocast(a_in.device.type, enabled=False):
+        with torch.autocast("cpu", enabled=False):
             return _conv_heads_last(a_in, weight, bias, padding).relu_()
 
     @staticmethod
@@ -142,22 +151,29 @@ class _ReLUConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
+        with torch.autocast("cpu", enabled=False):
+            return *_ReLUConv.gradients(ctx, grad), None
+
+    @staticmethod
+    def gradients(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         a_in, weight, positive = ctx.saved_tensors
         top, left = ctx.padding
-        heads, last = weight.size(0), weight.size(3) - 1
+        heads, reach = weight.size(0), weight.size(3) - 1
         count, front = _keys_at_once(a_in, weight, ctx.padding)
         batch, _, queries, keys = grad.shape
+        # Zeros for the columns before the first key, as they do not exist.
         heads_last = grad.new_empty(batch, queries, front + keys, heads)
-        heads_last[:, :, :front] = 0
-        through_relu = heads_last[:, :, front:].copy_(grad.permute(0, 2, 3, 1))
+        heads_last.narrow(2, 0, front).zero_()
+        through_relu = heads_last.narrow(2, front, keys).copy_(grad.permute(0, 2, 3, 1))
         through_relu.mul_(positive.permute(0, 2, 3, 1))
 
         grad_a_in = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             mirrored = weight.transpose(0, 1).flip(2, 3)
             grad_a_in = _conv_heads_last(
-                heads_last.permute(0, 3, 1, 2), mirrored, None, (last - top, last - left)
-            )[..., front:].contiguous()
+                heads_last.permute(0, 3, 1, 2), mirrored, None, (reach - top, reach - left)
+            )
+            grad_a_in = grad_a_in.narrow(3, front, a_in.size(3)).contiguous()
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             at_once = heads_last.view(batch, queries, -1, count * heads).permute(0, 3, 1, 2)
             _, wide, biases = torch.ops.aten.convolution_backward(
@@ -174,18 +190,19 @@ class _ReLUConv(torch.autograd.Function):
                 [False, True, True],
             )
             grad_weight = sum(
-                part[..., key : key + last + 1] for key, part in enumerate(wide.chunk(count))
+                part.narrow(3, key, reach + 1) for key, part in enumerate(wide.chunk(count))
             )
             grad_bias = biases.view(count, heads).sum(0)
-        return grad_a_in, grad_weight, grad_bias, None
+        return grad_a_in, grad_weight, grad_bias
 
     @staticmethod
     def jvp(ctx, a_in_t: Tensor, weight_t: Tensor, bias_t: Tensor, _: None) -> Tensor:
         a_in, weight, positive = ctx.saved_tensors
-        a_in_t = a_in_t.contiguous(memory_format=torch.channels_last)
-        tangent = _conv_heads_last(a_in_t, weight, bias_t, ctx.padding)
-        tangent += _conv_heads_last(a_in, weight_t, None, ctx.padding)
-        return tangent.mul_(positive)
+        with torch.autocast("cpu", enabled=False):
+            a_in_t = a_in_t.contiguous(memory_format=torch.channels_last)
+            tangent = _conv_heads_last(a_in_t, weight, bias_t, ctx.padding)
+            tangent += _conv_heads_last(a_in, weight_t, None, ctx.padding)
+            return tangent.mul_(positive)
 
 
 def _heads_last(a_in: Tensor) -> bool:

@@ -1,9 +1,10 @@
 """Attention for a part of the batch at a time: how a CPU runs large ones without gradients."""
 
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 
 # From this size on glibc maps every new tensor anew and the system clears each of its pages, which
 # costs as much time as what is done to it; smaller ones find memory that was in use before.
@@ -12,28 +13,36 @@ CELLS = 1_000_000  # of the maps of a part
 
 
 def in_pieces(
-    attend: Callable[..., Tuple[Tensor, ...]], cells: int, *args: Any, module: nn.Module
+    attend: Callable[..., Tuple[Tensor, ...]],
+    cells: int,
+    tensors: Tuple[Optional[Tensor], ...],
+    *others: Any,
+    module: nn.Module,
 ) -> Tuple[Tensor, ...]:
-    """``attend(*args)``, for a part of the batch at a time if the maps are large.
+    """``attend(*tensors, *others)``, for a part of the batch at a time if the maps are large.
 
     Args:
         attend: an attention; treats the examples of a batch alone, and returns tensors of them.
         cells: of one example's map, heads * queries * keys.
-        args: of `attend`. The first is a tensor of the whole batch, as are all others of at least
-            4 dimensions of which the first is as long; the parts share what else there is.
-        module: whose attention it is. A hook in there must see the whole batch.
-
-    Returns:
-        What `attend` does, contiguous.
+        tensors: of the whole batch, their first dimension, or None.
+        others: masks, of the whole batch if they have 4 dimensions and the first is not 1, and
+            what else `attend` takes.
+        module: whose attention it is. A hook on a module in there must see the whole batch.
     """
-    if not _large(cells, args[0]) or _hooked(module):
-        return attend(*args)
-    batch = args[0].size(0)
+    if not _large(cells, tensors[0]) or _hooked(module):
+        return attend(*tensors, *others)
+    batch = tensors[0].size(0)
+    masks = [x for x in others if isinstance(x, Tensor) and x.dim() >= 4 and x.size(0) != 1]
+    if any(x is not None and x.size(0) != batch for x in (*tensors, *masks)):
+        return attend(*tensors, *others)  # and let it say what is wrong
     count = max(1, CELLS // cells)
     results: Tuple[Tensor, ...] = ()
     for start in range(0, batch, count):
         piece = slice(start, start + count)
-        parts = attend(*(_part(arg, piece, batch) for arg in args))
+        parts = attend(
+            *(x if x is None else x[piece] for x in tensors),
+            *(x[piece] if any(x is mask for mask in masks) else x for x in others),
+        )
         if not results:
             results = tuple(part.new_empty((batch, *part.shape[1:])) for part in parts)
         for result, part in zip(results, parts, strict=True):
@@ -50,13 +59,10 @@ def _large(cells: int, first: Tensor) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
-
-
-def _part(arg: Any, piece: slice, batch: int) -> Any:
-    if isinstance(arg, Tensor) and arg.dim() >= 4 and arg.size(0) == batch:
-        return arg[piece]
-    return arg
+    if every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
+        return True
+    inner = (m for m in module.modules() if m is not module)
+    return any(m._forward_hooks or m._forward_pre_hooks for m in inner)
 
 
 def in_graph() -> bool:

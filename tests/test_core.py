@@ -349,6 +349,53 @@ def test_second_and_forward_mode_derivatives(window):
     assert torch.autograd.gradgradcheck(evolved, args, fast_mode=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [1, 2, 4, 6, 12])
+@pytest.mark.parametrize("keys", [1, 2, 3, 4, 5, 7, 8, 9, 16, 17])
+@pytest.mark.parametrize("window", ["bidirectional", "causal"])
+def test_few_keys_equal_torchs_own_convolution(window, keys, heads, dtype):
+    torch.manual_seed(0)
+    layer = AttentionEvolution(heads, 0.25, 0.375, window=window).to(dtype)
+    shape = (16, 5, keys, heads)  # heads last in memory
+    logits, prev, upstream = (large(shape, seed=i).to(dtype).permute(0, 3, 1, 2) for i in range(3))
+    inputs = [logits.requires_grad_(), prev.requires_grad_(), layer.weight, layer.bias]
+    pairs = zip(logits.split(4), prev.split(4), strict=True)  # too small for another one
+    expected = torch.cat([layer(*maps) for maps in pairs])
+    expected_grads = torch.autograd.grad(expected, inputs, upstream)
+    got = layer(logits, prev)
+    grads = torch.autograd.grad(got, inputs, upstream)
+    with torch.no_grad():
+        without = layer(logits, prev)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    expected = (expected, expected, *expected_grads)
+    for one, other in zip((got, without, *grads), expected, strict=True):
+        assert (one - other).abs().max() <= tolerance * other.abs().max().clamp(min=1)
+
+
+def test_batched_gradients():
+    layer = AttentionEvolution(4, 0.25, 0.375).double()
+    logits = large((16, 4, 9, 11)).double().requires_grad_()
+    evolved = layer(logits, logits.detach())
+    upstream = large((3, *evolved.shape), seed=1).double()
+    (batched,) = torch.autograd.grad(
+        evolved, logits, upstream, retain_graph=True, is_grads_batched=True
+    )
+    for one, grad in zip(upstream, batched, strict=True):
+        expected = torch.autograd.grad(evolved, logits, one, retain_graph=True)
+        torch.testing.assert_close(grad, expected[0])
+
+
+def test_autocast_gives_the_same_with_and_without_gradients():
+    layer = AttentionEvolution(4, 0.25, 0.375)
+    maps = large((16, 4, 9, 11)), large((16, 4, 9, 11), seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        evolved = layer(*maps)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(*maps), evolved, atol=1e-6, rtol=0)
+    with pytest.raises(RuntimeError):
+        layer.double()(*maps)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("mask_shape", [None, (9, 1, 1, 31), (1, 1, 20, 31), (20, 31)])
 @pytest.mark.parametrize("learnable", [False, True])

@@ -1,13 +1,13 @@
 """Large maps without gradients: attention for a part of the batch at a time changes nothing."""
 
-from collections import Counter
-
 import pytest
 import timm
 import torch
 
 import ea_timm  # noqa: F401 (registers the models)
-from ea_aeon.network import DCTransformer
+from ea_aeon.network import DCTransformer, EvolvingSelfAttention
+from ea_timm.attention2d import EvolvingAttention2d
+from ea_timm.layers import EvolvingAttention
 from evolving_attention import collect_maps, pieces
 
 BATCH = 5
@@ -29,19 +29,17 @@ def images():
 
 @pytest.fixture
 def one_by_one(monkeypatch):
-    """Treats every map as large; counts how many examples each attention gets at a time."""
+    """Treats every map as large; notes the sizes of batch with which attention is computed."""
     monkeypatch.setattr(pieces, "LARGE", 1)
     monkeypatch.setattr(pieces, "CELLS", 1)
-    sizes = Counter()
-    part = pieces._part
+    sizes = set()
+    for attention in (EvolvingAttention, EvolvingAttention2d, EvolvingSelfAttention):
 
-    def counting(arg, piece, batch):
-        result = part(arg, piece, batch)
-        if isinstance(arg, torch.Tensor):
-            sizes[len(result)] += 1
-        return result
+        def noting(self, q, k, v, prev_attn_logits, *others, attend=attention.attend):
+            sizes.update(len(x) for x in (q, k, v, prev_attn_logits) if x is not None)
+            return attend(self, q, k, v, prev_attn_logits, *others)
 
-    monkeypatch.setattr(pieces, "_part", counting)
+        monkeypatch.setattr(attention, "attend", noting)
     return sizes
 
 
@@ -49,10 +47,11 @@ def one_by_one(monkeypatch):
 def test_image_models(make, one_by_one):
     model = make().eval()
     expected = model(images())
-    assert not one_by_one  # with gradients the batch stays together
+    assert one_by_one == {BATCH}  # with gradients the batch stays together
+    one_by_one.clear()
     with torch.no_grad():
         torch.testing.assert_close(model(images()), expected, atol=1e-5, rtol=1e-4)
-    assert set(one_by_one) == {1}
+    assert one_by_one == {1}
 
 
 @pytest.mark.parametrize(
@@ -71,10 +70,11 @@ def test_image_models(make, one_by_one):
 def test_masks(arguments, one_by_one):
     model = vit().eval()
     expected = model.forward_features(images(), **arguments)
+    one_by_one.clear()
     with torch.no_grad():
         got = model.forward_features(images(), **arguments)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-    assert 1 in one_by_one
+    assert one_by_one == {1}
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -83,23 +83,57 @@ def test_series_of_different_lengths(causal, one_by_one):
     x = torch.randn(BATCH, 19, 3, generator=torch.Generator().manual_seed(1))
     lengths = torch.tensor([19, 7, 12, 3, 18])
     expected = model(x, lengths)
+    one_by_one.clear()
     with torch.no_grad():
         torch.testing.assert_close(model(x, lengths), expected, atol=1e-5, rtol=1e-4)
-    assert 1 in one_by_one
+    assert one_by_one == {1}
+
+
+@pytest.mark.parametrize("wrong", [1, 2])
+def test_a_map_or_mask_of_another_batch_is_refused(wrong, one_by_one):
+    attention = vit().eval().blocks[1].attn
+    tokens, maps = torch.randn(4, 17, 192), torch.randn(4, 3, 17, 17)
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="prev_attn_logits has shape .*attn_logits.*4, 3, 17"):
+            attention(tokens, maps[:wrong])
+        one_by_one.clear()
+        attention(tokens, maps, attn_mask=torch.ones(1, 1, 1, 17, dtype=torch.bool))
+        assert one_by_one == {1}
+        with pytest.raises((RuntimeError, ValueError)):
+            attention(tokens, maps, attn_mask=torch.ones(wrong + 1, 1, 1, 17, dtype=torch.bool))
 
 
 def test_a_hook_sees_the_whole_batch(one_by_one):
     model = vit().eval()
     seen = []
-    model.blocks[1].attn.attn_drop.register_forward_hook(
-        lambda module, args, result: seen.append(len(result))
-    )
+
+    def see(module, args, result):
+        if type(module) is torch.nn.Dropout:
+            seen.append(len(result))
+
     with torch.no_grad():
-        model(images())
         with collect_maps(model) as maps:
             model(images())
-    assert seen == [BATCH, BATCH]
-    assert [len(attn_probs) for _, _, attn_probs in maps] == [BATCH] * 3
+        assert [len(attn_probs) for _, _, attn_probs in maps] == [BATCH] * 3
+        with torch.nn.modules.module.register_module_forward_hook(see):
+            model(images())
+        assert set(seen) == {BATCH} == one_by_one
+        one_by_one.clear()
+        model.blocks[1].attn.attn_drop.register_forward_hook(see)
+        model(images())
+        assert set(seen) == {BATCH}
+        assert one_by_one == {1, BATCH}  # the other blocks have no hook
+
+
+def test_a_hook_on_the_whole_attention_costs_nothing(one_by_one):
+    model = vit().eval()
+    shapes = []
+    for block in model.blocks:
+        block.attn.register_forward_hook(lambda _, args, result: shapes.append(result[1].shape))
+    with torch.no_grad():
+        model(images())
+    assert shapes == [(BATCH, 3, 17, 17)] * 3
+    assert one_by_one == {1}
 
 
 def test_really_large_maps():
@@ -109,10 +143,12 @@ def test_really_large_maps():
     sizes = []
     with torch.no_grad():
         got = model(x)
-        for block in model.blocks:  # a hook keeps the batch together
-            block.attn.register_forward_hook(lambda _, args, result: sizes.append(result[1].shape))
+        for block in model.blocks:
+            block.attn.probe.register_forward_hook(
+                lambda _, args, result: sizes.append(len(result))
+            )
         expected = model(x)
-    assert sizes == [(batch, 12, 17, 17)] * 3
+    assert sizes == [batch] * 3
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -120,9 +156,9 @@ def test_half_precision(one_by_one):
     model = vit().eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         got = model(images())
-        one_by_one.clear()
+        assert one_by_one == {1}
         for block in model.blocks:
-            block.attn.register_forward_hook(lambda *args: None)
+            block.attn.probe.register_forward_hook(lambda *args: None)
         expected = model(images())
-    assert not one_by_one
+    assert one_by_one == {1, BATCH}
     torch.testing.assert_close(got, expected, atol=0.05, rtol=0.05)
