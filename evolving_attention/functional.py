@@ -34,7 +34,7 @@ def mix(
 ) -> Tensor:
     """Equation 1: A_in = alpha * A^{k-1} + (1 - alpha) * logits, zero where `mask` is True."""
     a_in = attn_logits
-    if isinstance(alpha, Tensor) or alpha > 0:
+    if not _fixed_at(0.0, alpha):
         a_in = _lerp(attn_logits, prev_attn_logits, alpha)
     if mask is not None:
         # The convolution reads zeros beyond the border of a map; a padded or future cell must
@@ -59,9 +59,15 @@ def refine(
     if weight is None or bias is None:
         return a_in
     refined = _relu_conv(a_in, weight, bias, window, rows).to(a_in.dtype)  # autocast may halve it
-    if not isinstance(beta, Tensor) and beta == 1.0:
+    if _fixed_at(1.0, beta):
         return refined
     return _lerp(a_in, refined, beta)
+
+
+def _fixed_at(number: float, weight: Union[float, Tensor]) -> bool:
+    if isinstance(weight, Tensor):
+        return False
+    return weight == number
 
 
 def _lerp(start: Tensor, end: Tensor, weight: Union[float, Tensor]) -> Tensor:

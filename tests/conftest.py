@@ -1,6 +1,7 @@
 """What several test files need: real fairseq models over a small real dictionary."""
 
 from argparse import Namespace
+from io import BytesIO
 
 import pytest
 import torch
@@ -22,6 +23,19 @@ def task():
     for index in range(VOCABULARY):
         dictionary.add_symbol(f"w{index}")
     return TranslationTask(TranslationConfig(), dictionary, dictionary)
+
+
+@pytest.fixture(scope="session")
+def script():
+    """script(model): in TorchScript, and through a file, which knows fewer types than memory."""
+
+    def save_and_load(model):
+        file = BytesIO()
+        torch.jit.save(torch.jit.script(model), file)
+        file.seek(0)
+        return torch.jit.load(file)
+
+    return save_and_load
 
 
 @pytest.fixture

@@ -202,11 +202,11 @@ def test_made_on_the_meta_device():
 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("learnable", [False, True])
-def test_scripted_and_compiled(window, learnable):
+def test_scripted_and_compiled(script, window, learnable):
     layer = AttentionEvolution(HEADS, 0.3, 0.4, window=window, learnable=learnable).double()
     logits, prev = maps()
     expected = layer(logits, prev, random_mask())
-    scripted = torch.jit.script(layer)
+    scripted = script(layer)
     torch.testing.assert_close(scripted(logits, prev, random_mask()), expected)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(logits, prev, random_mask()), expected)
