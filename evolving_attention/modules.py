@@ -170,7 +170,8 @@ class AttentionEvolution(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    if torch.jit.is_scripting():
+    # TorchScript's files hold no function of Python's.
+    if torch.jit.is_scripting() or torch.jit.is_tracing():
         return x.clamp(0.0, 1.0)
     return UnitInterval.apply(x)
 

@@ -26,12 +26,12 @@ def task():
 
 
 @pytest.fixture(scope="session")
-def script():
-    """script(model): in TorchScript, and through a file, which knows fewer types than memory."""
+def reload():
+    """reload(module): a TorchScript module through a file, which knows less than memory does."""
 
-    def save_and_load(model):
+    def save_and_load(module):
         file = BytesIO()
-        torch.jit.save(torch.jit.script(model), file)
+        torch.jit.save(module, file)
         file.seek(0)
         return torch.jit.load(file)
 

@@ -202,11 +202,11 @@ def test_made_on_the_meta_device():
 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("learnable", [False, True])
-def test_scripted_and_compiled(script, window, learnable):
+def test_scripted_and_compiled(reload, window, learnable):
     layer = AttentionEvolution(HEADS, 0.3, 0.4, window=window, learnable=learnable).double()
     logits, prev = maps()
     expected = layer(logits, prev, random_mask())
-    scripted = script(layer)
+    scripted = reload(torch.jit.script(layer))
     torch.testing.assert_close(scripted(logits, prev, random_mask()), expected)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(logits, prev, random_mask()), expected)
@@ -288,9 +288,9 @@ def large(shape=LARGE, seed=0):
 
 @pytest.mark.parametrize("learnable", [False, True])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_a_traced_module_is_right_for_other_sizes(window, learnable):
+def test_a_traced_module_is_right_for_other_sizes(reload, window, learnable):
     module = AttentionEvolution(3, 0.3, 0.5, window=window, learnable=learnable)
-    traced = torch.jit.trace(module, (large(), large(seed=1)))
+    traced = reload(torch.jit.trace(module, (large(), large(seed=1))))
     for keys in (80, 83, 8):
         maps = large((2, 3, 90, keys)), large((2, 3, 90, keys), seed=1)
         torch.testing.assert_close(traced(*maps), module(*maps), atol=1e-5, rtol=1e-5)

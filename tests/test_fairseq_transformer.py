@@ -394,23 +394,23 @@ def test_half_precision(build, sentences, dtype):
 
 
 @pytest.mark.parametrize("options", VARIANTS)
-def test_torchscript(build, script, sentences, task, options):
+def test_torchscript(build, reload, sentences, task, options):
     model = build(**options)
     src, tgt = sentences(2, 9), sentences(2, 7, seed=1)
     src[1, 6:] = tgt[1, 4:] = task.source_dictionary.pad()
     lengths = src.ne(task.source_dictionary.pad()).sum(1)
-    scripted = script(model)
+    scripted = reload(torch.jit.script(model))
     expected, got = model(src, lengths, tgt)[0], scripted(src, lengths, tgt)[0]
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
-def test_scripted_generator(build, script, sentences, task):
+def test_scripted_generator(build, reload, sentences, task):
     model = build(**EVOLVING)
     src = sentences(3, 8)
     sample = {"net_input": {"src_tokens": src, "src_lengths": torch.full((3,), 8)}}
     plain = SequenceGenerator([model], task.target_dictionary, beam_size=3, max_len_b=10)
     expected = plain.forward(sample)
-    got = script(plain).forward(sample)
+    got = reload(torch.jit.script(plain)).forward(sample)
     for ours, theirs in zip(got, expected, strict=True):
         assert [h["tokens"].tolist() for h in ours] == [h["tokens"].tolist() for h in theirs]
 

@@ -164,10 +164,10 @@ def test_maps_are_those_of_the_equations(causal):
         handed_on = evolved
 
 
-def test_a_traced_network_keeps_the_lengths():
+def test_a_traced_network_keeps_the_lengths(reload):
     network = build().float().eval()
     full = torch.randn(3, 9, 3), torch.tensor([9, 9, 9])
-    traced = torch.jit.trace(network, full)
+    traced = reload(torch.jit.trace(network, full))
     for lengths in ([9, 9, 9], [9, 4, 1]):
         given = full[0], torch.tensor(lengths)
         torch.testing.assert_close(traced(*given), network(*given), atol=1e-5, rtol=1e-5)

@@ -264,12 +264,12 @@ def test_options_of_timm(options):
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_features_only(script):
+def test_features_only(reload):
     model = create(features_only=True)
     x = images()
     shapes = [tuple(f.shape[1:]) for f in model(x)]
     assert shapes == [(64, 32, 32), (256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 2, 2)]
-    torch.testing.assert_close(script(model)(x), model(x))
+    torch.testing.assert_close(reload(torch.jit.script(model))(x), model(x))
     whole = create()
     features = whole.forward_intermediates(x, intermediates_only=True)
     fx = FeatureGraphNet(whole, out_indices=(0, 1, 2, 3, 4)).eval()
@@ -297,11 +297,11 @@ def test_pruned_stages(index):
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_script_compile_export_channels_last(script):
+def test_script_compile_export_channels_last(reload):
     model = create(learnable=True)
     x = images()
     expected = model(x)
-    torch.testing.assert_close(script(model)(x), expected)
+    torch.testing.assert_close(reload(torch.jit.script(model))(x), expected)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), expected)

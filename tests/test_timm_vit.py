@@ -325,10 +325,10 @@ def test_dtype_and_device_of_the_factory(dtype):
     assert 0 < weight.abs().max() <= (3 * 9) ** -0.5
 
 
-def test_script_compile_and_export(script):
+def test_script_compile_and_export(reload):
     model = create(learnable=True)
     expected = model(images())
-    torch.testing.assert_close(script(model)(images()), expected)
+    torch.testing.assert_close(reload(torch.jit.script(model))(images()), expected)
     torch.testing.assert_close(torch.export.export(model, (images(),)).module()(images()), expected)
     explanation = torch._dynamo.explain(model)(images())
     assert explanation.graph_break_count == 0, explanation.break_reasons
