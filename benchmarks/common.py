@@ -31,10 +31,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 
 def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return int(text)
 
 
 def make_parser(doc: str) -> argparse.ArgumentParser:
@@ -71,6 +70,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
     for name, value in vars(args).items():
         if isinstance(value, Path) and not value.resolve().parent.is_dir():
             parser.error(f"--{name} {value}: there is no folder {value.parent}")
+        if isinstance(value, Path) and value.is_dir():
+            parser.error(f"--{name} {value}: must be a file, this is a folder")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evolving_attention import AttentionEvolution, AttentionProbe
-from evolving_attention.modules import check_options
+from evolving_attention.functional import check_kernel_size, check_unit_interval
 from evolving_attention.pieces import in_pieces
 
 Map = Optional[Tensor]
@@ -263,7 +263,9 @@ class DCTransformer(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-        check_options(alpha, beta, evolution_kernel_size)
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            check_unit_interval(name, value)
+        check_kernel_size("evolution_kernel_size", evolution_kernel_size)
         evolves = learnable or alpha > 0 or beta > 0
         window = "causal" if causal else "bidirectional"
 
@@ -293,12 +295,21 @@ class DCTransformer(nn.Module):
 
         Returns:
             (B, out_features), class logits or the standardised target.
+
+        Raises:
+            ValueError: a length of less than 1 or more than L.
         """
         steps = torch.arange(series.size(1), device=series.device)
         exists: Optional[Tensor] = steps < lengths.unsqueeze(1)
         recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        if not recorded and bool(exists.all()):  # nothing to mask
-            exists = None
+        if not recorded and len(lengths):
+            shortest, longest = torch.stack(lengths.aminmax()).tolist()
+            if shortest < 1 or longest > len(steps):
+                raise ValueError(
+                    f"lengths must lie in [1, {len(steps)}], got {shortest} to {longest}"
+                )
+            if shortest == len(steps):  # nothing to mask
+                exists = None
         x = self.embed(series) * self.embed.out_features**0.5
         attn_logits: Map = None
         for block in self.blocks:

@@ -7,7 +7,6 @@ which cannot load fairseq's checkpoints on torch >= 2.6.
 import argparse
 import os
 import re
-import struct
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Dict, List, Optional
@@ -26,14 +25,17 @@ def load(path: Path) -> Dict:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, struct.error) as error:
-        raise ValueError(f"{path} is no checkpoint, or a damaged one ({error})") from None
     except UnpicklingError as error:
         raise ValueError(
             f"{path} is no checkpoint, or carries code, which is refused (weights_only): {error}"
         ) from None
-    if not isinstance(state, dict) or "model" not in state:
-        raise ValueError(f"{path} is no checkpoint of fairseq: it has no 'model'")
+    except OSError:
+        raise
+    except Exception as error:  # any bytes may stand in a file, and torch trips over them anyhow
+        raise ValueError(f"{path} is no checkpoint, or a damaged one ({error!r})") from None
+    weights = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise ValueError(f"{path} is no checkpoint of fairseq: it has no 'model' of tensors")
     return state
 
 
@@ -78,8 +80,21 @@ def last_checkpoints(
 
 
 def best_checkpoints(paths: List[Path], count: int) -> List[Path]:
-    """The `count` best of checkpoints named as by --keep-best-checkpoints, lowest metric first."""
-    return sorted(paths, key=lambda path: float(path.stem.split("_")[-1]))[:count]
+    """The `count` best of checkpoints named as by --keep-best-checkpoints, lowest metric first.
+
+    Raises:
+        ValueError: a checkpoint of another name.
+    """
+
+    def metric(path: Path) -> float:
+        try:
+            return float(path.stem.split("_")[-1])
+        except ValueError:
+            raise ValueError(
+                f"{path} must be named as checkpoint.best_loss_3.21.pt is, to tell which is best"
+            ) from None
+
+    return sorted(paths, key=metric)[:count]
 
 
 def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
@@ -131,6 +146,8 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         missing = [str(path) for path in args.inputs if not path.is_file()]
         if missing:
             parser.error(f"no such file: {', '.join(missing)}")
+    if args.output.is_dir():
+        parser.error(f"--output must be a file, {args.output} is a folder")
     if not args.output.absolute().parent.is_dir():
         parser.error(f"--output: no such folder: {args.output.absolute().parent}")
     if (args.num_best_checkpoints or 0) > len(args.inputs):
@@ -153,11 +170,14 @@ def main(argv: Optional[List[str]] = None) -> None:
             paths = best_checkpoints(args.inputs, args.num_best_checkpoints)
         print("averaging", *paths, sep="\n  ")
         averaged = average_checkpoints(paths)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     part = args.output.with_name(args.output.name + ".part")
-    torch.save(averaged, part)
-    os.replace(part, args.output)
+    try:
+        torch.save(averaged, part)
+        os.replace(part, args.output)
+    except (OSError, RuntimeError) as error:
+        raise SystemExit(f"error: {args.output} cannot be written: {error}") from None
     print("written to", args.output)
 
 

@@ -57,10 +57,16 @@ def image(args: argparse.Namespace) -> Movements:
 
     from ea_maps.image import load, look
 
+    if not args.compare and (args.compare_checkpoint or args.compare_option):
+        raise ValueError("--compare-checkpoint and --compare-option need a model: --compare MODEL")
     try:
         picture = Image.open(args.image)
     except UnidentifiedImageError:
         raise ValueError(f"{args.image} is not an image") from None
+    try:
+        picture.load()
+    except OSError as error:
+        raise ValueError(f"{args.image} is damaged: {error}") from None
     sides = [(args.model, args.checkpoint, dict(args.option))]
     if args.compare:
         options = args.option if args.compare_option is None else args.compare_option

@@ -7,6 +7,7 @@ import matplotlib
 import matplotlib.font_manager
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -95,7 +96,7 @@ def draw(
     return figure
 
 
-def label(axis, names: Sequence[str]) -> None:
+def label(axis: Axis, names: Sequence[str]) -> None:
     """Writes the names along a map's x or y axis, every n-th if there are many."""
     step = -(-len(names) // LABELS)
     short = [x if len(x) <= LETTERS else x[: LETTERS - 1] + "…" for x in names]
@@ -210,7 +211,8 @@ def draw_movement(movements: Dict[str, Dict[str, List[Movement]]]) -> Figure:
             axis.tick_params(labelsize=8)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set_xlabel("layer", fontsize=8)
-    axes[0, 0].legend(fontsize=8)
+    for text in axes[0, 0].legend(fontsize=8).get_texts():
+        text.set_parse_math(False)
     lines = [Line2D([], [], color="grey", linestyle=x) for x in ("-", "--")]
     axes[0, 1].legend(lines, ["head by head", "mean of heads"], fontsize=8)
     return figure

@@ -9,7 +9,7 @@ from typing import Dict, Optional, Tuple
 
 import torch
 from timm.layers import lecun_normal_
-from timm.models import register_notrace_module
+from timm.models import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +17,6 @@ from evolving_attention import AttentionEvolution, AttentionProbe
 from evolving_attention.pieces import in_pieces
 
 
-@register_notrace_module
 class RelativeLogits2d(nn.Module):
     """Logits of learned relative positions, one table for rows and one for columns.
 
@@ -38,6 +37,8 @@ class RelativeLogits2d(nn.Module):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
+        if min(map_size) < 1:
+            raise ValueError(f"map_size must be 1 or more each way, got {tuple(map_size)}")
         factory = {"device": device, "dtype": dtype}
         self.r_height = nn.Parameter(torch.empty(2 * map_size[0] - 1, head_dim, **factory))
         self.r_width = nn.Parameter(torch.empty(2 * map_size[1] - 1, head_dim, **factory))
@@ -65,6 +66,8 @@ class RelativeLogits2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+@torch.fx.wrap
+@register_notrace_function
 def by_distance(table: Tensor, size: int) -> Tensor:
     """For each query and key along one axis the row of their distance: (size, size, head_dim)."""
     position = torch.arange(size, device=table.device)
@@ -115,7 +118,7 @@ class EvolvingAttention2d(nn.Module):
     ) -> None:
         super().__init__()
         for name, channels in (("key", key_channels), ("value", value_channels)):
-            if channels < 1 or channels % num_heads:
+            if channels < 1 or num_heads < 1 or channels % num_heads:
                 raise ValueError(
                     f"num_heads must divide the attention's {name} channels ({channels} for "
                     f"{in_channels} input channels), got num_heads={num_heads}"
@@ -173,9 +176,9 @@ class EvolvingAttention2d(nn.Module):
         B, _, H, W = x.shape
         kqv = self.kqv(x)
         k, q, v = kqv.split([self.key_channels, self.key_channels, self.value_channels], dim=1)
-        k = k.reshape(B, self.num_heads, -1, H * W)
-        q = q.reshape(B, self.num_heads, -1, H, W).permute(0, 1, 3, 4, 2) * self.scale
-        v = v.reshape(B, self.num_heads, -1, H * W)
+        k = k.unflatten(1, (self.num_heads, -1)).flatten(3)
+        q = q.unflatten(1, (self.num_heads, -1)).permute(0, 1, 3, 4, 2) * self.scale
+        v = v.unflatten(1, (self.num_heads, -1)).flatten(3)
 
         if torch.jit.is_scripting():
             x, attn_logits = self.attend(q, k, v, prev_attn_logits)
@@ -220,7 +223,7 @@ class AugmentedConv2d(nn.Module):
         others: as in :class:`EvolvingAttention2d`.
 
     Raises:
-        ValueError: channels that do not divide.
+        ValueError: channels that do not divide, or a convolution whose output is of another size.
     """
 
     def __init__(
@@ -238,6 +241,14 @@ class AugmentedConv2d(nn.Module):
             raise ValueError(
                 "an augmented convolution needs output channels that 8 divides, 7/8 of which "
                 f"its groups divide, got {channels} channels in {conv.groups} groups"
+            )
+        centred = tuple(
+            d * (k - 1) / 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
+        )
+        if conv.padding not in ("same", centred) or conv.stride[0] != conv.stride[1]:
+            raise ValueError(
+                "an augmented convolution must be padded to the size of its input, and its stride "
+                f"the same both ways, got padding {conv.padding} and stride {conv.stride}"
             )
         factory = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         self.conv = nn.Conv2d(

@@ -5,11 +5,12 @@ from typing import Final, Optional, Tuple
 
 import torch
 from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask
-from timm.models import register_notrace_function, register_notrace_module
+from timm.models import register_notrace_function
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from evolving_attention import AttentionEvolution, AttentionProbe
+from evolving_attention.functional import expands_to
 from evolving_attention.pieces import in_pieces
 
 KERNELS = os.environ.get("EVOLVING_ATTENTION_TRITON") == "1"
@@ -18,7 +19,7 @@ if KERNELS:
 
 # torch.fx traces with values that have no shape, type or truth; what asks for these is a node of
 # its graph as a whole.
-register_notrace_module(AttentionEvolution)
+torch.fx.wrap("maybe_add_mask")
 
 
 @torch.fx.wrap
@@ -27,7 +28,7 @@ def bias_of(attn_logits: Tensor, attn_mask: Optional[Tensor], is_causal: bool) -
     """What is added to the logits for the softmax, -inf where a query must not see a key.
 
     Raises:
-        ValueError: `attn_mask` is of a wrong dtype, or given beside `is_causal`.
+        ValueError: `attn_mask` is of a wrong dtype or shape, or given beside `is_causal`.
     """
     if attn_mask is not None:
         if is_causal:
@@ -36,6 +37,12 @@ def bias_of(attn_logits: Tensor, attn_mask: Optional[Tensor], is_causal: bool) -
             raise ValueError(
                 f"attn_mask must be bool (True: a query sees a key) or float, got {attn_mask.dtype}"
             )
+        if not expands_to(attn_mask, attn_logits):
+            raise ValueError(
+                f"attn_mask must be broadcastable to {attn_logits.shape}, got {attn_mask.shape}"
+            )
+        if attn_mask.dim() < 2:
+            attn_mask = attn_mask.expand(1, attn_logits.size(-1))
     return resolve_self_attn_mask(attn_logits.size(-1), attn_logits, attn_mask, is_causal)
 
 
@@ -115,7 +122,7 @@ class EvolvingAttention(Attention):
         Args:
             x: (batch, tokens, dim).
             prev_attn_logits: the map of the layer before, (batch, heads, tokens, tokens); None
-                is plain attention.
+                is plain attention, as always in the first layer.
             attn_mask: bool, True where a query sees a key, or added for the softmax;
                 broadcastable to (batch, heads, tokens, tokens). A token that no query sees has
                 no influence at all. Where queries see different keys the convolution still reads
@@ -126,7 +133,7 @@ class EvolvingAttention(Attention):
             The output, (batch, tokens, dim), and the map to hand on.
 
         Raises:
-            ValueError: masks of a wrong dtype, or a map of another shape.
+            ValueError: masks of a wrong dtype or shape, or a map of another shape.
         """
         B, N, _ = x.shape
         gate = self.gate(x).sigmoid() if self.gate is not None else None
@@ -167,7 +174,8 @@ class EvolvingAttention(Attention):
         attn_logits = (q * self.scale) @ k.transpose(-2, -1)
         attn_bias = bias_of(attn_logits, attn_mask, is_causal)
         evolution = self.evolution
-        if self.kernels and attn_bias is None and evolution is not None:
+        evolves = evolution is not None and prev_attn_logits is not None
+        if not torch.jit.is_scripting() and self.kernels and attn_bias is None and evolves:
             attn_logits, attn_probs = kernels.attend(
                 attn_logits,
                 prev_attn_logits,
@@ -214,7 +222,7 @@ class EvolvingBlock(Block):
         dtype: Optional[torch.dtype] = None,
         **kwargs,
     ) -> None:
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads must divide the embedding's {dim}, got {num_heads}")
         dd = {"device": device, "dtype": dtype}
         super().__init__(dim, num_heads, *args, attn_layer=attn_layer, depth=depth, **dd, **kwargs)

@@ -1,9 +1,11 @@
 """The two equations of evolving attention, as the models run them."""
 
+from numbers import Integral, Real
 from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from evolving_attention.pieces import in_graph
@@ -94,7 +96,7 @@ def _relu_conv(
         return F.conv2d(a_in, weight, bias, padding=padding).relu_()
     if torch.jit.is_scripting() or not torch.is_grad_enabled():
         return _conv_heads_last(a_in, weight, bias, padding).relu_()
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu") and a_in.dtype != torch.float64:  # as autocast itself
         dtype = torch.get_autocast_dtype("cpu")
         a_in, weight, bias = a_in.to(dtype), weight.to(dtype), bias.to(dtype)
     return _ReLUConv.apply(a_in, weight, bias, padding)
@@ -151,9 +153,7 @@ class _ReLUConv(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
         a_in, weight, _, ctx.padding = inputs
-        saved = a_in, weight, output > 0
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
+        ctx.save_for_backward(a_in, weight, output > 0)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
@@ -201,15 +201,6 @@ class _ReLUConv(torch.autograd.Function):
             grad_bias = biases.view(count, heads).sum(0)
         return grad_a_in, grad_weight, grad_bias
 
-    @staticmethod
-    def jvp(ctx, a_in_t: Tensor, weight_t: Tensor, bias_t: Tensor, _: None) -> Tensor:
-        a_in, weight, positive = ctx.saved_tensors
-        with torch.autocast("cpu", enabled=False):
-            a_in_t = a_in_t.contiguous(memory_format=torch.channels_last)
-            tangent = _conv_heads_last(a_in_t, weight, bias_t, ctx.padding)
-            tangent += _conv_heads_last(a_in, weight_t, None, ctx.padding)
-            return tangent.mul_(positive)
-
 
 def _heads_last(a_in: Tensor) -> bool:
     """Whether to put the heads last in memory for the convolution.
@@ -224,6 +215,8 @@ def _heads_last(a_in: Tensor) -> bool:
             return False
         if in_graph():
             return True
+        if forward_ad._current_level >= 0:  # nor has _ReLUConv derivatives forward
+            return False
     return a_in.size(0) >= 16 or a_in.numel() > 20_480
 
 
@@ -254,12 +247,28 @@ def check_maps(
             f"prev_attn_logits has dtype {prev_attn_logits.dtype}, attn_logits "
             f"{attn_logits.dtype}: they must be the same"
         )
-    if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"mask must be of dtype torch.bool (True: no such cell), got {mask.dtype}")
-    if mask is not None and (mask.dim() > 4 or mask.size(-1) not in (1, attn_logits.size(3))):
+    if mask is not None:
+        check_mask("mask", mask, attn_logits)
+
+
+def check_mask(name: str, mask: Tensor, attn_logits: Tensor) -> None:
+    """Raises ValueError, naming the mask, unless it is bool and broadcastable to the map."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be of dtype torch.bool (True: no cell), got {mask.dtype}")
+    if not expands_to(mask, attn_logits):
         raise ValueError(
-            f"mask must be broadcastable to {attn_logits.shape}, got shape {mask.shape}"
+            f"{name} must be broadcastable to {attn_logits.shape}, got shape {mask.shape}"
         )
+
+
+def expands_to(mask: Tensor, attn_logits: Tensor) -> bool:
+    """Whether the mask is broadcastable to the map; beside a larger one the map would grow."""
+    if mask.dim() > attn_logits.dim():
+        return False
+    for i in range(1, mask.dim() + 1):
+        if mask.size(-i) != 1 and mask.size(-i) != attn_logits.size(-i):
+            return False
+    return True
 
 
 def evolve(
@@ -292,7 +301,7 @@ def evolve(
         be applied to it for the softmax.
 
     Raises:
-        ValueError: shapes, dtypes or `window` do not fit.
+        ValueError: shapes, the dtypes of the maps or of the mask, a number or `window` do not fit.
     """
     check_maps(attn_logits, prev_attn_logits, mask, attn_logits.size(1))
     check_window(window)
@@ -311,28 +320,30 @@ def check_weights(
     if (weight is None) != (bias is None):
         raise ValueError("weight and bias must both be given, or neither")
     if weight is not None and bias is not None:
-        kernel_size = weight.size(-1)
+        kernel_size = weight.size(-1) if weight.dim() == 4 else 0
         if weight.shape != (heads, heads, kernel_size, kernel_size) or bias.shape != (heads,):
             raise ValueError(
                 f"weight must be ({heads}, {heads}, K, K) and bias ({heads},) for {heads} heads, "
                 f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
             )
-        check_kernel_size(kernel_size)
+        check_kernel_size("kernel_size", kernel_size)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not isinstance(value, Tensor):
             check_unit_interval(name, value)
+        elif value.numel() != 1:
+            raise ValueError(f"{name} must be a number or a tensor of one, got shape {value.shape}")
 
 
 def check_unit_interval(name: str, value: float) -> None:
     """Raises ValueError unless `value` lies in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    if not isinstance(value, Real) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
 
 
-def check_kernel_size(kernel_size: int) -> None:
-    """Raises ValueError unless `kernel_size` is odd and positive."""
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd and positive (1, 3, 5, ...), got {kernel_size}")
+def check_kernel_size(name: str, value: int) -> None:
+    """Raises ValueError unless `value` is odd and positive."""
+    if not isinstance(value, Integral) or value < 1 or value % 2 == 0:
+        raise ValueError(f"{name} must be odd and positive (1, 3, 5, ...), got {value!r}")
 
 
 def check_window(window: str) -> None:
@@ -356,6 +367,9 @@ def step(
 
     `rows` are the last K - 1 rows of A_in before these queries, (B, H, K - 1, S or fewer), None
     at the start. Returns the evolved map, (B, H, T, S), and the rows for the queries to come.
+
+    Raises:
+        ValueError: `rows` are of another kernel size, or of more keys than the map has.
     """
     a_in = mix(attn_logits, prev_attn_logits, alpha, mask)
     if weight is None or bias is None:
@@ -364,6 +378,10 @@ def step(
     if rows is None:
         rows = a_in.new_zeros([a_in.size(0), a_in.size(1), count, a_in.size(3)])
     else:
+        if rows.size(2) != count or rows.size(3) > a_in.size(3):
+            raise ValueError(
+                f"rows must be (batch, heads, {count}, {a_in.size(3)} or fewer), got {rows.shape}"
+            )
         # To earlier queries the keys that came since are the future: masked, zero.
         rows = F.pad(rows, (0, a_in.size(3) - rows.size(3)))
     evolved = refine(a_in, weight, bias, beta, window, rows)

@@ -186,20 +186,11 @@ def _check(
     dropout: float,
 ) -> None:
     """Raises ValueError, naming the argument, unless the arguments of `attend` fit each other."""
-    functional.check_maps(attn_logits, prev_attn_logits, None, attn_logits.size(1))
+    functional.check_maps(attn_logits, prev_attn_logits, mask, attn_logits.size(1))
     functional.check_window(window)
     functional.check_weights(weight, bias, alpha, beta, attn_logits.size(1))
-    for name, value in (("mask", mask), ("hidden", hidden)):
-        if value is None:
-            continue
-        if value.dtype != torch.bool:
-            raise ValueError(f"{name} must be of dtype torch.bool, got {value.dtype}")
-        try:
-            value.expand(attn_logits.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"{name} must be broadcastable to {attn_logits.shape}, got shape {value.shape}"
-            ) from None
+    if hidden is not None:
+        functional.check_mask("hidden", hidden, attn_logits)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
 

@@ -1,12 +1,18 @@
 """The evolving part of one attention layer: its weights, its options, its one decoding step."""
 
 import math
+from numbers import Integral
 from typing import Final, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from evolving_attention import functional
+from evolving_attention.functional import check_maps, mix_and_refine
+
+# What asks for the shape or the type of a value is a node of its own in torch.fx's graphs.
+for function in ("check_maps", "mix_and_refine", "_window", "_unit"):
+    torch.fx.wrap(function)
 
 
 class UnitInterval(torch.autograd.Function):
@@ -73,8 +79,8 @@ class AttentionEvolution(nn.Module):
         super().__init__()
         check_options(alpha, beta, kernel_size)
         functional.check_window(window)
-        if num_heads < 1:
-            raise ValueError(f"num_heads must be 1 or more, got {num_heads}")
+        if not isinstance(num_heads, Integral) or num_heads < 1:
+            raise ValueError(f"num_heads must be 1 or more, got {num_heads!r}")
         self.num_heads = num_heads
         self.kernel_size = kernel_size
         self.window = window
@@ -116,13 +122,10 @@ class AttentionEvolution(nn.Module):
 
         `window` is that of this call alone, None the module's own.
         """
-        functional.check_maps(attn_logits, prev_attn_logits, mask, self.num_heads)
-        if window is None:
-            window = self.window
-        elif not torch.jit.is_scripting():
-            functional.check_window(window)
+        check_maps(attn_logits, prev_attn_logits, mask, self.num_heads)
+        window = _window(window, self.window)
         alpha, beta = self.mixing_weights(attn_logits)
-        return functional.mix_and_refine(
+        return mix_and_refine(
             attn_logits, prev_attn_logits, self.weight, self.bias, alpha, beta, window, mask
         )
 
@@ -138,7 +141,7 @@ class AttentionEvolution(nn.Module):
         Takes and returns besides, per sequence, the last K - 1 rows of A_in: (B, H, K - 1, S),
         None at the start and without convolution. Equal to :meth:`forward` over the whole map.
         """
-        functional.check_maps(attn_logits, prev_attn_logits, mask, self.num_heads)
+        check_maps(attn_logits, prev_attn_logits, mask, self.num_heads)
         if self.window == "bidirectional":
             raise ValueError(
                 "window must be causal or cross to go step by step, bidirectional looks ahead"
@@ -169,10 +172,19 @@ class AttentionEvolution(nn.Module):
         return f"{text}, alpha={self.alpha}, beta={self.beta}"
 
 
+def _window(of_call: Optional[str], of_module: str) -> str:
+    if of_call is None:
+        return of_module
+    if not torch.jit.is_scripting():
+        functional.check_window(of_call)
+    return of_call
+
+
 def _unit(x: Tensor) -> Tensor:
-    # TorchScript's files hold no function of Python's.
+    # TorchScript's files hold no function of Python's. A clamp has no gradient at 0 and 1 either,
+    # where most weights start, so it lets all gradients pass.
     if torch.jit.is_scripting() or torch.jit.is_tracing():
-        return x.clamp(0.0, 1.0)
+        return x + (x.clamp(0.0, 1.0) - x).detach()
     return UnitInterval.apply(x)
 
 
@@ -180,4 +192,4 @@ def check_options(alpha: float, beta: float, kernel_size: int) -> None:
     """Raises ValueError, naming the argument, unless alpha, beta and kernel_size are in range."""
     functional.check_unit_interval("alpha", alpha)
     functional.check_unit_interval("beta", beta)
-    functional.check_kernel_size(kernel_size)
+    functional.check_kernel_size("kernel_size", kernel_size)

@@ -8,7 +8,8 @@ from torch.nn.modules import module as every_module
 
 # From this size on glibc maps every new tensor anew and the system clears each of its pages, which
 # costs as much time as what is done to it; smaller ones find memory that was in use before.
-LARGE = 32 * 2**20  # bytes of all maps
+MAPPED = 32 * 2**20  # bytes
+LARGE = MAPPED  # of all maps together
 CELLS = 1_000_000  # of the maps of a part
 
 
@@ -19,7 +20,7 @@ def in_pieces(
     *others: Any,
     module: nn.Module,
 ) -> Tuple[Tensor, ...]:
-    """``attend(*tensors, *others)``, for a part of the batch at a time if the maps are large.
+    """``attend(*tensors, *others)``, for a part of the batch at a time if its maps are large.
 
     Args:
         attend: an attention; treats the examples of a batch alone, and returns tensors of them.
@@ -55,7 +56,8 @@ def _large(cells: int, first: Tensor) -> bool:
         return False
     if not first.is_cpu or torch._C._are_functorch_transforms_active():
         return False
-    return first.size(0) * cells * first.element_size() >= LARGE
+    example = cells * first.element_size()
+    return example < MAPPED and first.size(0) * example >= LARGE
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -93,6 +93,8 @@ def test_each_runs_and_reports_every_side(script, options, settings, tmp_path, m
     ("options", "message"),
     [
         ("--rounds 0", "--rounds: must be 1 or more, got 0"),
+        ("--rounds x", "--rounds: must be 1 or more, got x"),
+        ("--json .", "--json .: must be a file, this is a folder"),
         ("--json nowhere/x.json", "--json nowhere/x.json: there is no folder nowhere"),
         ("--plot growth.txt", "--plot growth.txt: the name must end in one of .eps"),
     ],

@@ -225,6 +225,9 @@ def test_scripted_and_compiled(reload, window, learnable):
             {"window": "centred"},
             "window must be one of bidirectional, causal, cross, got 'centred'",
         ),
+        ({"alpha": "a"}, r"alpha must lie in \[0, 1\], got 'a'"),
+        ({"kernel_size": 3.0}, "kernel_size must be odd and positive .*, got 3.0"),
+        ({"num_heads": 2.0}, "num_heads must be 1 or more, got 2.0"),
         ({"num_heads": 0}, "num_heads must be 1 or more, got 0"),
         ({"num_heads": -4}, "num_heads must be 1 or more, got -4"),
     ],
@@ -251,16 +254,28 @@ def test_bad_maps():
         layer(logits, prev, random_mask().float())
     with pytest.raises(ValueError, match="mask must be broadcastable"):
         layer(logits, prev, random_mask()[..., :-1])
+    for shape in [(7, 1, 1, 1), (1, 7, 1, 1), (1, 1, 7, 1), (1, 1, 1, 1, 1), (7, 5)]:
+        with pytest.raises(ValueError, match="mask must be broadcastable"):
+            layer(logits[:1, :, :1], prev[:1, :, :1], torch.zeros(shape, dtype=torch.bool))
     with pytest.raises(ValueError, match="weight and bias must both be given"):
         evolve(logits, prev, layer.weight, None, 0.1, 0.1)
     with pytest.raises(ValueError, match="weight must be"):
         evolve(logits, prev, layer.weight[:2], layer.bias, 0.1, 0.1)
+    with pytest.raises(ValueError, match="weight must be"):
+        evolve(logits, prev, layer.weight[0, 0, 0, 0], layer.bias, 0.1, 0.1)
+    with pytest.raises(ValueError, match="alpha must be a number or a tensor of one"):
+        evolve(logits, prev, layer.weight, layer.bias, torch.rand(9, 1, 1, 1), 0.1)
     with pytest.raises(ValueError, match="kernel_size must be odd"):
         evolve(logits, prev, layer.weight[..., :2, :2], layer.bias, 0.1, 0.1)
     with pytest.raises(ValueError, match="beta must lie"):
         evolve(logits, prev, layer.weight, layer.bias, 0.1, -0.5)
     with pytest.raises(ValueError, match="window must be causal or cross"):
         layer.step(logits, prev)
+    decoding = AttentionEvolution(HEADS, 0.1, 0.1, window="causal").double()
+    keys = logits.size(3)
+    for rows in (logits[:, :, :1], logits.new_zeros(*logits.shape[:2], 2, keys + 1)):
+        with pytest.raises(ValueError, match=rf"rows must be \(batch, heads, 2, {keys} or fewer"):
+            decoding.step(logits, prev, None, rows)
     with pytest.raises(ValueError, match="window must be one of"):
         evolve(logits, prev, None, None, 0.1, 0.0, window="round")
 
@@ -294,6 +309,32 @@ def test_a_traced_module_is_right_for_other_sizes(reload, window, learnable):
     for keys in (80, 83, 8):
         maps = large((2, 3, 90, keys)), large((2, 3, 90, keys), seed=1)
         torch.testing.assert_close(traced(*maps), module(*maps), atol=1e-5, rtol=1e-5)
+
+
+def test_torchscript_learns_mixing_from_its_bounds_on(reload):
+    layer = AttentionEvolution(3, 0.0, 1.0, learnable=True)
+    maps = large(), large(seed=1)
+    scripted, traced = torch.jit.script(layer), torch.jit.trace(layer, maps)
+    gradients = []
+    for module in (layer, reload(scripted), reload(traced)):
+        module(*maps).square().mean().backward()
+        gradients.append({name: p.grad for name, p in module.named_parameters()})
+    assert gradients[0]["alpha"] != 0 != gradients[0]["beta"]
+    for got in gradients[1:]:
+        torch.testing.assert_close(got, gradients[0])
+
+
+@pytest.mark.parametrize("batch", [2, 16])
+def test_hessian_forward_over_reverse(batch):
+    layer = AttentionEvolution(2, 0.25, 0.375).double()
+    logits, prev = (large((batch, 2, 3, 3), seed=seed).double() for seed in range(2))
+
+    def loss(logits):
+        return layer(logits, prev).pow(3).sum()
+
+    options = {"vectorize": True, "outer_jacobian_strategy": "forward-mode"}
+    hessian = torch.autograd.functional.hessian
+    torch.testing.assert_close(hessian(loss, logits, **options), hessian(loss, logits))
 
 
 @pytest.mark.parametrize("learnable", [False, True])
@@ -394,6 +435,10 @@ def test_autocast_gives_the_same_with_and_without_gradients():
             torch.testing.assert_close(layer(*maps), evolved, atol=1e-6, rtol=0)
     with pytest.raises(RuntimeError):
         layer.double()(*maps)
+    maps = [x.double() for x in maps]
+    expected = layer(*maps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which leaves double precision alone
+        torch.testing.assert_close(layer(*maps), expected)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

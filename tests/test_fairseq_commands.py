@@ -207,14 +207,24 @@ def test_averaged_checkpoint(data, trained, tmp_path, capsys):
         (["--inputs", __file__], "is no checkpoint"),
         (["--inputs", "{trained}/checkpoint15.pt", "--num-best-checkpoints", "2"], "1 inputs"),
         (["--inputs", "{trained}/checkpoint15.pt", "--checkpoint-upper-bound", "3"], "needs"),
+        (["--inputs", "{trained}/checkpoint15.pt", "--num-best-checkpoints", "1"], "named as"),
+        (["--inputs", "{trained}/checkpoint15.pt", "--output", "."], "--output must be a file"),
     ],
 )
 def test_averaging_says_what_is_wrong(trained, tmp_path, capsys, args, message):
     args = [arg.format(trained=trained) for arg in args]
     with pytest.raises(SystemExit) as stop:
-        averaging.main([*args, "--output", str(tmp_path / "x.pt")])
+        averaging.main(["--output", str(tmp_path / "x.pt"), *args])
     assert message in f"{stop.value}{capsys.readouterr().err}"
     assert not (tmp_path / "x.pt").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world", {}, {"model": None}, {"model": {"a": 1}}])
+def test_averaging_refuses_what_is_no_checkpoint(tmp_path, content):
+    path = tmp_path / "bad.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(SystemExit, match="bad.pt is no checkpoint"):
+        averaging.main(["--inputs", str(path), "--output", str(tmp_path / "x.pt")])
 
 
 def losses(log):
@@ -496,8 +506,8 @@ def test_numbers_of_a_checkpoint_are_numbers(tmp_path):
     }
     path = tmp_path / "numbers.pt"
     for _ in range(2):
-        torch.save({"model": numbers}, path)
-        got = averaging.load(path)["model"]
+        torch.save({"model": {}, "extra_state": numbers}, path)
+        got = averaging.load(path)["extra_state"]
         for name, value in numbers.items():
             assert np.array_equal(got[name], value)
             assert got[name].dtype == value.dtype
@@ -510,7 +520,7 @@ def test_numbers_of_a_checkpoint_are_numbers(tmp_path):
         np.zeros(2, dtype=">i8"),
         np.zeros(2, dtype=[("a", "i8")]),
     ):
-        torch.save({"model": bad}, path)
+        torch.save({"model": {}, "extra_state": bad}, path)
         with pytest.raises(ValueError, match="is refused"):
             averaging.load(path)
 

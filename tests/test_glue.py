@@ -553,6 +553,22 @@ def test_a_failed_training_says_why(tasks, tmp_path):
         finetune.main(["RTE", *map(str, [*options, *SMALL])])
 
 
+@pytest.mark.parametrize("name", ["epochs", "batch-size", "update-freq", "max-positions", "lr"])
+def test_numbers_of_a_finetuning_are_checked(tasks, tmp_path, capsys, name):
+    options = ["--data", tasks / "RTE", "--save-dir", tmp_path, f"--{name}", 0]
+    with pytest.raises(SystemExit):
+        finetune.main(["RTE", *map(str, options)])
+    assert f"--{name}" in capsys.readouterr().err
+
+
+def test_data_that_is_missing_is_named(tasks, tmp_path):
+    data = tmp_path / "RTE"
+    shutil.copytree(tasks / "RTE", data)
+    (data / "input0/train.bin").unlink()
+    with pytest.raises(SystemExit, match=r"there is no .*input0/train.bin"):
+        finetune.main(["RTE", "--data", str(data), "--save-dir", str(tmp_path)])
+
+
 @pytest.mark.parametrize("name", glue.TASKS)
 def test_the_command_of_every_task_fits_its_data(tasks, tmp_path, name):
     """fairseq takes the options, and the model the data: one update each."""

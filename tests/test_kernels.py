@@ -329,6 +329,9 @@ for switch, calls in (("1", 2), ("0", 0)):
     results.append([y, *gradients])
 for kernel, eager in zip(*results, strict=True):
     torch.testing.assert_close(kernel, eager, atol=1e-4, rtol=1e-4)
+torch.testing.assert_close(torch.jit.script(model)(x), y)
+os.environ["EVOLVING_ATTENTION_TRITON"] = "1"
+model.blocks[1](torch.randn(2, 5, 24))  # no map came: plain attention
 """
     environment = {**os.environ, "TRITON_INTERPRET": "1", "EVOLVING_ATTENTION_TRITON": "1"}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)

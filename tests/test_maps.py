@@ -3,6 +3,7 @@
 
 import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -409,6 +410,8 @@ def test_a_series_on_the_command_line(tmp_path, capsys):
         (["--out", "/nowhere/maps.png"], "--out: there is no folder /nowhere"),
         (["--layers", "0"], "--layers must be 1 or more, got 0"),
         (["--names", "a", "a"], "--names must differ"),
+        (["--compare-option", "depth=3"], "--compare-option need a model: --compare MODEL"),
+        (["--compare-checkpoint", "x.pth"], "--compare-option need a model: --compare MODEL"),
     ],
 )
 def test_bad_options_are_named(picture, args, message):
@@ -443,10 +446,13 @@ def test_what_does_not_fit_is_named(tmp_path, picture):
 def test_bad_files_are_named(tmp_path, picture):
     text = tmp_path / "text.txt"
     text.write_text("no image")
+    half = tmp_path / "half.png"
+    half.write_bytes(Path(picture).read_bytes()[:-300])
     out = ["--out", tmp_path / "maps.png"]
     for args, message in (
         (["image", "ea_vit_tiny", text], "is not an image"),
         (["image", "ea_vit_tiny", tmp_path / "none.png"], "No such file"),
+        (["image", "ea_vit_tiny", half], "half.png is damaged"),
         (["image", "efficientnet_b0", picture], "the model must be one of ea_deit_base"),
         (["sentence", tmp_path / "none.pt", "a"], "there is no checkpoint"),
         (["series", tmp_path / "none.pt", "BasicMotions"], "there is no file"),

@@ -152,6 +152,13 @@ def test_really_large_maps():
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_maps_that_are_large_one_by_one_stay_together(one_by_one, monkeypatch):
+    monkeypatch.setattr(pieces, "MAPPED", 4 * 3 * 17**2)
+    with torch.no_grad():
+        vit().eval()(images())
+    assert one_by_one == {BATCH}
+
+
 def test_half_precision(one_by_one):
     model = vit().eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

@@ -189,6 +189,13 @@ def test_one_step_in_training_is_normalised_by_what_was_learned():
     assert torch.isfinite(out).all()
 
 
+@pytest.mark.parametrize("lengths", [[9, 10], [0, 9]])
+def test_lengths_that_the_series_do_not_have(lengths):
+    message = rf"lengths must lie in \[1, 9\], got {min(lengths)} to {max(lengths)}"
+    with pytest.raises(ValueError, match=message):
+        build().float()(torch.randn(2, 9, 3), torch.tensor(lengths))
+
+
 def test_batch_norm_is_torchs_over_the_steps_that_exist():
     norm = MaskedBatchNorm(3)
     x, exists = torch.randn(2, 5, 3), torch.arange(5) < torch.tensor([[5], [2]])
@@ -203,7 +210,7 @@ def test_batch_norm_is_torchs_over_the_steps_that_exist():
     ("options", "message"),
     [
         ({"alpha": 2}, "alpha must lie in"),
-        ({"evolution_kernel_size": 2}, "kernel_size must be odd"),
+        ({"evolution_kernel_size": 2}, "^evolution_kernel_size must be odd"),
         ({"attention_dim": 5}, "attention_dim must be less than d_model .16. and a multiple"),
         ({"attention_dim": 16}, "attention_dim must be less than d_model"),
         ({"num_blocks": 0}, "num_blocks must be 1 or more, got 0"),

@@ -61,3 +61,10 @@ def test_digits(tmp_path):
     assert run.returncode == 0, run.stderr
     run = python(script, "--model", "ea_vit_tinny", cwd=tmp_path)
     assert run.returncode != 0 and "--model ea_vit_tinny is unknown" in run.stderr
+    for options, message in (
+        (["--batch-size", 5000], "--batch-size must be 1450 or less"),
+        (["--epochs", 0], "--epochs: must be 1 or more, got 0"),
+        (["--model-kwargs", "alpha=3"], "--model-kwargs: alpha must lie in"),
+    ):
+        run = python(script, *options, cwd=tmp_path)
+        assert run.returncode == 2 and message in run.stderr

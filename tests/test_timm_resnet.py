@@ -297,10 +297,15 @@ def test_pruned_stages(index):
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_script_compile_export_channels_last(reload):
+def test_an_empty_batch():
+    assert create()(images()[:0]).shape == (0, 7)
+
+
+def test_script_trace_compile_export_channels_last(reload):
     model = create(learnable=True)
     x = images()
     expected = model(x)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
     torch.testing.assert_close(reload(torch.jit.script(model))(x), expected)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -396,6 +401,16 @@ def test_weights_drawn_anew():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         create(**options)
+
+
+def test_parts_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"map_size must be 1 or more each way, got \(0, 4\)"):
+        EvolvingAttention2d(8, 8, 4, 2, (0, 4))
+    with pytest.raises(ValueError, match="num_heads must divide .*num_heads=0"):
+        EvolvingAttention2d(8, 8, 4, 0, (4, 4))
+    for options in ({}, {"padding": 1, "stride": (1, 2)}, {"padding": 1, "dilation": 2}):
+        with pytest.raises(ValueError, match="must be padded to the size of its input"):
+            AugmentedConv2d(torch.nn.Conv2d(8, 16, 3, **options), 2, (4, 4))
 
 
 def test_a_map_of_another_token_count():

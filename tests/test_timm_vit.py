@@ -325,9 +325,10 @@ def test_dtype_and_device_of_the_factory(dtype):
     assert 0 < weight.abs().max() <= (3 * 9) ** -0.5
 
 
-def test_script_compile_and_export(reload):
+def test_script_trace_compile_and_export(reload):
     model = create(learnable=True)
     expected = model(images())
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(images()), expected)
     torch.testing.assert_close(reload(torch.jit.script(model))(images()), expected)
     torch.testing.assert_close(torch.export.export(model, (images(),)).module()(images()), expected)
     explanation = torch._dynamo.explain(model)(images())
@@ -427,11 +428,24 @@ def test_bad_masks():
         model.forward_features(images(), attn_mask=ones.bool(), is_causal=True)
     with pytest.raises(ValueError, match="attn_mask must be bool .* or float, got torch.int64"):
         model.forward_features(images(), attn_mask=ones.long())
+    for shape in [(16,), (17, 16), (3, 1, 1, 17), (1, 1, 1, 1, 17)]:
+        with pytest.raises(ValueError, match="attn_mask must be broadcastable to .*, got "):
+            model.forward_features(images(), attn_mask=torch.ones(shape))
+
+
+def test_a_mask_of_tokens_alone():
+    model = create()
+    mask = torch.arange(17) != 5
+    expected = model.forward_features(images(), attn_mask=mask.expand(2, 1, 17, 17))
+    got = model.forward_features(images(), attn_mask=mask)
+    torch.testing.assert_close(got, expected)
 
 
 def test_heads_that_do_not_divide():
     with pytest.raises(ValueError, match="num_heads must divide .* 192, got 5"):
         create(num_heads=5)
+    with pytest.raises(ValueError, match="num_heads must divide .* 192, got 0"):
+        create(num_heads=0)
 
 
 def test_unknown_options_are_refused():

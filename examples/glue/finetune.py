@@ -35,7 +35,8 @@ REPORT = {
 
 def train_command(args: argparse.Namespace, task: Task, save_dir: Path, seed: int) -> list[str]:
     """The fairseq-train command of one seed."""
-    batch_size = args.batch_size or task.batch_size
+    batch_size = task.batch_size if args.batch_size is None else args.batch_size
+    lr = task.lr if args.lr is None else args.lr
     batches = -(-len(lengths_of(task, args.data)) // batch_size)
     updates = -(-batches // args.update_freq) * args.epochs
     options = f"""
@@ -45,7 +46,7 @@ def train_command(args: argparse.Namespace, task: Task, save_dir: Path, seed: in
         --init-token 0 --separator-token 2 --max-positions {args.max_positions}
         --shorten-method truncate --best-checkpoint-metric {task.best}
         --optimizer adam --adam-betas '(0.9, 0.98)' --adam-eps 1e-6 --weight-decay 0.1
-        --lr-scheduler polynomial_decay --lr {args.lr or task.lr}
+        --lr-scheduler polynomial_decay --lr {lr}
         --warmup-updates {updates * 6 // 100} --total-num-update {updates}
         --max-epoch {args.epochs} --max-update {updates}
         --batch-size {batch_size} --update-freq {args.update_freq}
@@ -65,7 +66,10 @@ def lengths_of(task: Task, data: Path) -> np.ndarray:
     """Tokens of each training example, as the model gets them: <s> a </s> </s> b </s>."""
     lengths = 1
     for index in range(len(task.inputs)):
-        dataset = indexed_dataset.MMapIndexedDataset(str(data / f"input{index}" / "train"))
+        path = data / f"input{index}" / "train"
+        if not indexed_dataset.MMapIndexedDataset.exists(str(path)):
+            raise DataError(f"there is no {path}.bin and .idx; prepare.py tasks writes them")
+        dataset = indexed_dataset.MMapIndexedDataset(str(path))
         lengths = lengths + dataset.sizes + (index > 0)
     return lengths
 
@@ -116,6 +120,13 @@ def finetune(args: argparse.Namespace) -> dict[str, list[float]]:
     return results
 
 
+def positive(text: str) -> int:
+    """The type of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -126,20 +137,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--arch", default="ea_roberta_base", help="default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
     parser.add_argument("--save-dir", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
+    parser.add_argument("--epochs", type=positive, default=10, help="default: %(default)s")
     parser.add_argument("--lr", type=float, help="default: fairseq's for the task")
-    parser.add_argument("--batch-size", type=int, help="default: fairseq's for the task")
+    parser.add_argument("--batch-size", type=positive, help="default: fairseq's for the task")
     parser.add_argument(
-        "--update-freq", type=int, default=1, metavar="N", help="batches an update; default: 1"
+        "--update-freq", type=positive, default=1, metavar="N", help="batches an update; default: 1"
     )
     parser.add_argument(
         "--max-positions",
-        type=int,
+        type=positive,
         default=512,
         metavar="N",
         help="tokens the pre-trained model takes (its --tokens-per-sample); default: 512",
     )
     args, args.options = parser.parse_known_args(argv)
+    if args.lr is not None and not args.lr > 0:
+        parser.error(f"--lr must be more than 0, got {args.lr}")
     for name in ("data", "checkpoint"):
         path = getattr(args, name)
         if path and not path.exists():

@@ -66,14 +66,21 @@ def validate(model: torch.nn.Module, batches: torch.utils.data.DataLoader) -> fl
     return top1.avg
 
 
+def positive(text: str) -> int:
+    """The type of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return int(text)
+
+
 def main() -> None:
     """Writes the images, trains, validates after every epoch, saves."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="ea_vit_tiny", help="any of timm's or ea_timm's")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--epochs", type=positive, default=10)
+    parser.add_argument("--batch-size", type=positive, default=32)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("digits"))
@@ -85,19 +92,35 @@ def main() -> None:
         metavar="NAME=VALUE",
         help="alpha=0.3 beta=0.3 ..., as in timm's train.py",
     )
-    args = parser.parse_args()
+    try:
+        args = parser.parse_args()
+    except ValueError:  # of timm's own action
+        parser.error("--model-kwargs must be NAME=VALUE ...")
+    if not args.lr > 0:
+        parser.error(f"--lr must be more than 0, got {args.lr}")
     if not timm.is_model(args.model):
         parser.error(f"--model {args.model} is unknown; see timm.list_models('ea_*')")
 
     torch.manual_seed(args.seed)
-    write_images(args.folder)
+    try:
+        write_images(args.folder)
+    except OSError as error:
+        parser.error(f"--folder: {error}")
     # Half of ViT-Tiny's depth is enough for digits, and sixteen patches.
     is_vit = args.model.removeprefix("ea_").startswith(("vit_", "deit_"))
     sizes = {"img_size": SIZE, "patch_size": 8, "depth": 6} if is_vit else {}
-    model = timm.create_model(args.model, num_classes=10, **{**sizes, **args.model_kwargs})
+    try:
+        model = timm.create_model(args.model, num_classes=10, **{**sizes, **args.model_kwargs})
+    except (TypeError, ValueError) as error:
+        parser.error(f"--model-kwargs: {error}")
     train, validation = (
         loader(args.folder, split, args.batch_size) for split in ("train", "validation")
     )
+    if not len(train):
+        parser.error(
+            f"--batch-size must be {len(train.dataset)} or less, the images there are to train "
+            f"with, got {args.batch_size}"
+        )
     print(
         f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters; "
         f"{len(train.dataset)} images to train with, {len(validation.dataset)} to validate with"
