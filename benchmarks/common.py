@@ -83,7 +83,9 @@ def autocast(args: argparse.Namespace) -> torch.autocast:
     return torch.autocast(args.device, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def training(model: nn.Module, loss: Callable[[nn.Module], Tensor], args) -> Step:
+def training(
+    model: nn.Module, loss: Callable[[nn.Module], Tensor], args: argparse.Namespace
+) -> Step:
     """Forward and backward pass, without an optimiser, which is the same on every side."""
     model.train()
 
@@ -96,7 +98,9 @@ def training(model: nn.Module, loss: Callable[[nn.Module], Tensor], args) -> Ste
     return step
 
 
-def inference(model: nn.Module, forward: Callable[[nn.Module], object], args) -> Step:
+def inference(
+    model: nn.Module, forward: Callable[[nn.Module], object], args: argparse.Namespace
+) -> Step:
     model.eval()
 
     @torch.inference_mode()

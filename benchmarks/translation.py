@@ -12,7 +12,7 @@ time in the table is that of one step, which makes one token of every sentence.
 from __future__ import annotations
 
 import torch
-from common import LITERAL, OURS, Report, inference, make_parser, parse, positive, training
+from common import LITERAL, OURS, Report, Step, inference, make_parser, parse, positive, training
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerModel
 from fairseq.sequence_generator import SequenceGenerator
@@ -65,7 +65,7 @@ def measure_generation(
     sample = {"net_input": {"src_tokens": source, "src_lengths": lengths}}
     before_eos = length - 1
 
-    def step(model: nn.Module):
+    def step(model: nn.Module) -> Step:
         generator = SequenceGenerator(
             [model],
             task.target_dictionary,

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from typing import ClassVar, Dict, List, Optional, Sequence, Tuple, Type, Union
+from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
 import torch
@@ -123,7 +123,14 @@ class DCTransformerEstimator:
         seed = int(check_random_state(self.random_state).randint(2**31))
         return (*split_off(cases, self.validation_fraction, seed, labels), seed)
 
-    def train(self, X, targets: Tensor, out_features: int, criterion: Type[nn.Module], split):
+    def train(
+        self,
+        X: Sequence[np.ndarray],
+        targets: Tensor,
+        out_features: int,
+        criterion: Type[nn.Module],
+        split: Tuple[np.ndarray, np.ndarray, int],
+    ) -> None:
         """Fits the preparation, then the network by skorch."""
         training, validation, seed = split
         self.preparation_ = Preparation.fit([X[index] for index in training])
@@ -171,7 +178,7 @@ class DCTransformerEstimator:
             raise ValueError(f"training diverged, its loss is not finite; lower lr ({self.lr})")
 
     @torch.no_grad()
-    def outputs(self, X) -> Tensor:
+    def outputs(self, X: Sequence[np.ndarray]) -> Tensor:
         """The network's outputs for series as aeon hands them over, (cases, out_features)."""
         device = self.chosen_device
         network = self.network_.to(device).eval()
@@ -205,7 +212,7 @@ class DCTransformerEstimator:
         torch.save({name: as_plain(value) for name, value in saved.items()}, path)
 
     @classmethod
-    def load(cls, path: Union[str, os.PathLike], device: str = "auto"):
+    def load(cls, path: Union[str, os.PathLike], device: str = "auto") -> "DCTransformerEstimator":
         """The estimator that :meth:`save` saved, ready to predict on `device`.
 
         Raises:
@@ -229,7 +236,7 @@ class DCTransformerEstimator:
         return estimator
 
 
-def as_plain(value):
+def as_plain(value: Any) -> Any:
     """The value with Python's own numbers in place of numpy's, which torch.load refuses."""
     if isinstance(value, np.generic):
         return value.item()

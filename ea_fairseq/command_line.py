@@ -6,6 +6,7 @@ fairseq prints its help before it asks the model for options, so no model's are 
 import argparse
 import functools
 import sys
+from typing import Optional
 
 from fairseq import options
 from fairseq.models import ARCH_MODEL_REGISTRY
@@ -16,7 +17,7 @@ def show_model_options_in_help() -> None:
     host = options.add_model_args
 
     @functools.wraps(host)
-    def add_model_args(parser):
+    def add_model_args(parser: argparse.ArgumentParser) -> Optional[argparse._ArgumentGroup]:
         group = host(parser)
         asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         asked.add_argument("--arch", "-a")

@@ -5,6 +5,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq import checkpoint_utils, tasks
+from fairseq.data import Dictionary
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.models import ARCH_MODEL_REGISTRY
 from omegaconf import open_dict
@@ -96,7 +97,7 @@ def encode(checkpoint: Checkpoint, text: str, target: bool = False) -> Tensor:
     return tokens
 
 
-def names_of(dictionary, tokens: Tensor) -> List[str]:
+def names_of(dictionary: Dictionary, tokens: Tensor) -> List[str]:
     return [dictionary[int(token)] for token in tokens[0]]
 
 

@@ -23,7 +23,7 @@ convolution must be, for the sign of the ReLU. Dropout is recomputed from its se
 """
 
 import os
-from typing import Dict, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -522,7 +522,14 @@ class _Attend(torch.autograd.Function):
     """:func:`attend` by the kernels."""
 
     @staticmethod
-    def forward(ctx, attn_logits, prev_attn_logits, weight, bias, *options):
+    def forward(
+        ctx,
+        attn_logits: Tensor,
+        prev_attn_logits: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *options: Any,
+    ) -> Tuple[Tensor, Tensor]:
         alpha, beta, window, mask, hidden, dropout, seed = options
         alpha, beta, dropout = float(alpha), float(beta), float(dropout)
         attn_logits, prev_attn_logits = attn_logits.contiguous(), prev_attn_logits.contiguous()
@@ -554,7 +561,9 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_evolved, grad_probs):
+    def backward(
+        ctx, grad_evolved: Optional[Tensor], grad_probs: Optional[Tensor]
+    ) -> Tuple[Optional[Tensor], ...]:
         a_in, probs, log_sums, weight, bias, mask, hidden = ctx.saved_tensors
         alpha, beta, dropout, seed, size, reach, product = ctx.options
         if grad_evolved is None and grad_probs is None:

@@ -1,7 +1,7 @@
 """Look at the attention maps of a model, whichever toolkit it is from."""
 
 from contextlib import contextmanager
-from typing import Iterator, List, NamedTuple
+from typing import Callable, Iterator, List, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ def collect_maps(model: nn.Module) -> Iterator[List[AttentionMap]]:
     """
     maps: List[AttentionMap] = []
 
-    def hook_of(name: str):
+    def hook_of(name: str) -> Callable:
         def hook(probe: nn.Module, args: tuple, attn_probs: Tensor) -> None:
             maps.append(AttentionMap(name, args[1], attn_probs))
 

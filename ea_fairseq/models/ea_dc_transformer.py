@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from fairseq.models import BaseFairseqModel, register_model
-from torch import Tensor
+from fairseq.tasks import FairseqTask
+from torch import Tensor, nn
 
 from ea_fairseq.models.options import EvolutionConfig, check_evolution
 
@@ -49,12 +50,12 @@ class EADCTransformerConfig(EvolutionConfig):
 class EADCTransformerModel(BaseFairseqModel):
     """The network of :mod:`ea_aeon.network` as a fairseq model, for the ``time_series`` task."""
 
-    def __init__(self, network) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     @classmethod
-    def build_model(cls, cfg: EADCTransformerConfig, task):
+    def build_model(cls, cfg: EADCTransformerConfig, task: FairseqTask) -> "EADCTransformerModel":
         """Builds the model; raises ValueError, naming the option, if it cannot be."""
         # aeon, which ea_aeon needs, is installed for time series alone.
         from ea_aeon.network import DCTransformer

@@ -1,5 +1,6 @@
 """``ea_roberta``, ``ea_bert``: fairseq's RoBERTa with evolving attention, for GLUE."""
 
+from argparse import ArgumentParser, Namespace
 from contextlib import nullcontext
 from typing import Dict
 
@@ -8,6 +9,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, register_model
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from fairseq.models.roberta.model import base_architecture
 from fairseq.modules.transformer_sentence_encoder import init_bert_params
+from fairseq.tasks import FairseqTask
 from fairseq.utils import safe_hasattr
 from omegaconf import OmegaConf, open_dict
 
@@ -49,7 +51,7 @@ class EARobertaModel(RobertaModel):
         return {}
 
     @staticmethod
-    def add_args(parser) -> None:
+    def add_args(parser: ArgumentParser) -> None:
         """Adds the options; the architectures give the defaults."""
         RobertaModel.add_args(parser)
         parser.add_argument(
@@ -65,7 +67,7 @@ class EARobertaModel(RobertaModel):
         gen_parser_from_dataclass(parser, EvolutionConfig(), delete_default=True, with_prefix="")
 
     @classmethod
-    def build_model(cls, args, task):
+    def build_model(cls, args: Namespace, task: FairseqTask) -> "EARobertaModel":
         """Builds the model; raises ValueError, naming the option, if it cannot be."""
         check_names(args, EvolutionConfig)
         with open_dict(args) if OmegaConf.is_config(args) else nullcontext():

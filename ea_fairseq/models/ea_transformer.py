@@ -1,11 +1,15 @@
 """``ea_transformer``: fairseq's transformer with evolving attention, for translation."""
 
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
 from typing import Dict
 
+from fairseq.data import Dictionary
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model
 from fairseq.models.transformer import TransformerConfig, TransformerModel, base_architecture
+from fairseq.tasks import FairseqTask
+from torch import nn
 
 from ea_fairseq.models.options import (
     EvolutionConfig,
@@ -67,14 +71,14 @@ class EATransformerModel(TransformerModel):
         return {}
 
     @classmethod
-    def add_args(cls, parser) -> None:
+    def add_args(cls, parser: ArgumentParser) -> None:
         """Adds the options; the architectures give the defaults."""
         gen_parser_from_dataclass(
             parser, EATransformerConfig(), delete_default=True, with_prefix=""
         )
 
     @classmethod
-    def build_model(cls, args, task):
+    def build_model(cls, args: Namespace, task: FairseqTask) -> "EATransformerModel":
         """Builds the model; raises ValueError, naming the option, if it cannot be."""
         check_names(args, EATransformerConfig)
         base_architecture(args)  # options that a caller or an old checkpoint left out
@@ -83,17 +87,21 @@ class EATransformerModel(TransformerModel):
         return super().build_model(cfg, task)
 
     @classmethod
-    def build_encoder(cls, cfg, src_dict, embed_tokens):
+    def build_encoder(
+        cls, cfg: EATransformerConfig, src_dict: Dictionary, embed_tokens: nn.Embedding
+    ) -> EvolvingTransformerEncoder:
         return EvolvingTransformerEncoder(cfg, src_dict, embed_tokens)
 
     @classmethod
-    def build_decoder(cls, cfg, tgt_dict, embed_tokens):
+    def build_decoder(
+        cls, cfg: EATransformerConfig, tgt_dict: Dictionary, embed_tokens: nn.Embedding
+    ) -> EvolvingTransformerDecoder:
         return EvolvingTransformerDecoder(
             cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention
         )
 
 
-def transformer_lite(args) -> None:
+def transformer_lite(args: Namespace) -> None:
     """Transformer-Lite (paper, machine translation): 6 + 6 layers, all of width 160, 4 heads."""
     for side in ("encoder", "decoder"):
         for option, value in (("embed_dim", 160), ("ffn_embed_dim", 160), ("attention_heads", 4)):

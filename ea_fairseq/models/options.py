@@ -1,7 +1,8 @@
 """The ``--ea-*`` options that all models share: their names, defaults and checks."""
 
+from argparse import Namespace
 from dataclasses import dataclass, field, fields
-from typing import Callable, Type
+from typing import Callable, Type, Union
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model_architecture
@@ -29,7 +30,7 @@ class EvolutionConfig(FairseqDataclass):
     )
 
 
-def check_names(args, config: Type[EvolutionConfig]) -> None:
+def check_names(args: Union[Namespace, DictConfig], config: Type[EvolutionConfig]) -> None:
     """Raises ValueError for an ``ea_`` option of `args` that `config` does not have."""
     names = args.keys() if isinstance(args, DictConfig) else vars(args)
     known = [option.name for option in fields(config) if option.name.startswith("ea_")]
@@ -61,7 +62,7 @@ def register_architecture(
     """Registers architecture `name` of `model`: the sizes set by `sizes`, and the defaults of
     the ``--ea-*`` options of `config`, which a checkpoint keeps that way."""
 
-    def architecture(args) -> None:
+    def architecture(args: Namespace) -> None:
         for option in fields(config):
             if option.name.startswith("ea_"):
                 setattr(args, option.name, getattr(args, option.name, option.default))

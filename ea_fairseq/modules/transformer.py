@@ -5,7 +5,7 @@ plain values, from layer to layer, so that activation checkpointing, layer drop 
 need nothing special.
 """
 
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from fairseq.distributed import fsdp_wrap
@@ -173,7 +173,7 @@ class EvolvingTransformerDecoder(TransformerDecoderBase):
         self,
         tokens: Tensor,
         incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]],
-    ):
+    ) -> Tuple[Tensor, Tensor]:
         """Embeds tokens, (batch, tgt_len), the last alone with an incremental state.
 
         Returns (tgt_len, batch, embed_dim) and the tokens that were embedded.

@@ -1,7 +1,8 @@
 """``time_series``: classification and regression of the UEA, UCR and TSER archives' data sets."""
 
+from argparse import ArgumentParser
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import TYPE_CHECKING, Dict, List, Optional
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING, OmegaConf
 from torch import Tensor
+
+if TYPE_CHECKING:  # aeon is installed for time series alone
+    from ea_aeon.data import TimeSeries
 
 
 @dataclass
@@ -105,7 +109,7 @@ class TimeSeriesTask(FairseqTask):
         return cls(cfg)
 
     @classmethod
-    def add_args(cls, parser) -> None:
+    def add_args(cls, parser: ArgumentParser) -> None:
         """Adds the options, and defaults of fairseq-train that suit time series."""
         super().add_args(parser)
         parser.set_defaults(
@@ -119,12 +123,12 @@ class TimeSeriesTask(FairseqTask):
             keep_last_epochs=1,
         )
 
-    def read(self, split: str):
+    def read(self, split: str) -> "TimeSeries":
         from ea_aeon.data import read
 
         return read(self.cfg.dataset_name, split, self.cfg.dataset_dir)
 
-    def parts(self, data) -> Dict[str, np.ndarray]:
+    def parts(self, data: "TimeSeries") -> Dict[str, np.ndarray]:
         """Which cases of the official training split are train's and valid's."""
         from ea_aeon.data import split_off
 
