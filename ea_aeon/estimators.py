@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from numbers import Integral, Real
 from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
@@ -106,12 +107,13 @@ class DCTransformerEstimator:
     def check_options(self) -> None:
         """Raises ValueError, naming the option, for one of training out of range."""
         for name in ("n_epochs", "batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value!r}")
         for name in ("lr", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
-
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not value > 0:
+                raise ValueError(f"{name} must be more than 0, got {value!r}")
         if self.lr_schedule not in SCHEDULES:
             raise ValueError(
                 f"lr_schedule must be one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}"
@@ -218,7 +220,12 @@ class DCTransformerEstimator:
         Raises:
             ValueError: the file holds another kind of estimator, or none.
         """
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # any bytes may stand in a file
+            raise ValueError(f"{path} holds no {cls.__name__}: {error!r}") from error
         if not isinstance(saved, dict) or saved.get("estimator") != cls.__name__:
             raise ValueError(f"{path} holds no {cls.__name__}")
         estimator = cls(**{**saved["options"], "device": device})

@@ -1,5 +1,6 @@
 """The EA-DC-Transformer (TPAMI paper): dilated causal convolutions beside evolving attention."""
 
+from numbers import Integral, Real
 from typing import Optional, Tuple
 
 import torch
@@ -254,15 +255,15 @@ class DCTransformer(nn.Module):
         sizes = {"d_model": d_model, "ffn_dim": ffn_dim, "num_blocks": num_blocks}
         sizes |= {"num_heads": num_heads, "kernel_size": kernel_size, "max_distance": max_distance}
         for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value!r}")
         if not 0 <= attention_dim < d_model or attention_dim % num_heads:
             raise ValueError(
                 f"attention_dim must be less than d_model ({d_model}) and a multiple of num_heads "
                 f"({num_heads}), got {attention_dim}"
             )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        if not isinstance(dropout, Real) or not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}")
         for name, value in (("alpha", alpha), ("beta", beta)):
             check_unit_interval(name, value)
         check_kernel_size("evolution_kernel_size", evolution_kernel_size)

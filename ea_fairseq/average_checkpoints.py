@@ -143,6 +143,12 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     if by_number and not (len(args.inputs) == 1 and args.inputs[0].is_dir()):
         parser.error("--inputs must be one folder of checkpoints for a number of checkpoints")
     if not by_number:
+        folders = [str(path) for path in args.inputs if path.is_dir()]
+        if folders:
+            parser.error(
+                f"{', '.join(folders)} is a folder: name its checkpoints, or give "
+                "--num-epoch-checkpoints N or --num-update-checkpoints N"
+            )
         missing = [str(path) for path in args.inputs if not path.is_file()]
         if missing:
             parser.error(f"no such file: {', '.join(missing)}")

@@ -59,6 +59,11 @@ def image(args: argparse.Namespace) -> Movements:
 
     if not args.compare and (args.compare_checkpoint or args.compare_option):
         raise ValueError("--compare-checkpoint and --compare-option need a model: --compare MODEL")
+    if args.compare and bool(args.checkpoint) != bool(args.compare_checkpoint):
+        raise ValueError(
+            "--checkpoint and --compare-checkpoint must both be given, or neither: trained weights "
+            "beside random ones show nothing"
+        )
     try:
         picture = Image.open(args.image)
     except UnidentifiedImageError:

@@ -56,8 +56,16 @@ def load(path: Path, data: Optional[Path] = None) -> Checkpoint:
         with open_dict(cfg):
             cfg.model._name = cfg.model.arch = f"ea_{name}"
             cfg.model.ea_alpha = cfg.model.ea_beta = 0.0
-    task = tasks.setup_task(cfg.task)
-    model = task.build_model(cfg.model)
+    try:
+        task = tasks.setup_task(cfg.task)
+        model = task.build_model(cfg.model)
+    except Exception as error:  # whatever fairseq has against its folder
+        raise ValueError(
+            f"{path} needs its dictionaries; if they are not in {getattr(cfg.task, 'data', None)} "
+            f"any longer, --data must name their folder: {error}"
+        ) from error
+    if task.source_dictionary is None:
+        raise ValueError(f"{path} holds {name}, which reads no sentences")
     try:
         model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
     except RuntimeError as error:

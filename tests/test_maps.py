@@ -429,6 +429,7 @@ def test_what_does_not_fit_is_named(tmp_path, picture):
         (["--checkpoint", ten], "--option num_classes=10.*size mismatch"),
         (["--checkpoint", text], "with options .* and checkpoint .*text.txt cannot be made"),
         (["--checkpoint", tmp_path / "none"], "there is no checkpoint"),
+        (["--checkpoint", ten, "--compare", "vit_tiny_patch16_224"], "must both be given"),
         (["--option", "foo=1"], "foo=1"),
         (["--option", "in_chans=1"], "in_chans must be 3, for images in colour, got 1"),
         (["--option", "features_only=True"], "must be a classifier"),

@@ -411,6 +411,33 @@ def test_regressor_learns_saves_and_loads(tmp_path):
     np.testing.assert_array_equal(loaded.predict(test.series), regressor.predict(test.series))
 
 
+def test_the_table_of_the_example(tmp_path):
+    make_dataset(tmp_path, "Bumps", train=16, test=8)
+    make_dataset(tmp_path, "Heights", regression=True, train=16, test=8)
+    script = Path(__file__).parent.parent / "examples/time_series/run.py"
+
+    def run(*arguments):
+        command = [sys.executable, script, "--folder", tmp_path, "--epochs", 1, "--seeds", 1, 2]
+        command += ["--option", "d_model=16", "--option", "attention_dim=8", *arguments]
+        return subprocess.run(map(str, command), env=ONE_THREAD, capture_output=True, text=True)
+
+    scores = tmp_path / "scores.json"
+    table = run("--json", scores, "--networks", "plain", "--", "Bumps", "Heights").stdout
+    row = r"\d\.\d{3} ± \d\.\d{3}"
+    assert re.search(rf"\| Bumps \| accuracy \| {row} \|\n\| Heights \| RMSE \| \d", table)
+    assert [len(x["plain"]) for x in json.loads(scores.read_text()).values()] == [2, 2]
+    for arguments, message in (
+        (["--", "Bumps", "None"], "no None_TRAIN.ts"),
+        (["--json", tmp_path, "--", "Bumps"], "Is a directory"),
+        (
+            ["--option", "kernel_size=big", "--", "Bumps"],
+            "kernel_size must be 1 or more, got 'big'",
+        ),
+    ):
+        done = run(*arguments)
+        assert (done.returncode, done.stdout) == (1, "") and message in done.stderr
+
+
 def test_the_learning_rate_falls_along_a_cosine():
     X = np.random.default_rng(0).normal(size=(8, 2, 5))
     estimator = EADCTransformerClassifier(

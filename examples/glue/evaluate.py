@@ -32,10 +32,13 @@ def predict(task: Task, checkpoint: Path, data: Path, split: str) -> tuple[list,
     """
     check_prepared(task, data)
     for path in (checkpoint, data / "input0" / f"{split}.idx"):
-        if not path.exists():
-            raise DataError(f"no {path}")
+        if not path.is_file():
+            raise DataError(f"no file {path}")
     utils.import_user_module(Namespace(user_dir=str(USER_DIR)))
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), {"data": str(data)})
+    try:
+        state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), {"data": str(data)})
+    except Exception as error:  # whatever pickle, torch or fairseq have against it
+        raise DataError(f"{checkpoint} is no checkpoint of fairseq: {error!r}") from error
     check_checkpoint(task, state, checkpoint, data)
     (model,), cfg, fairseq_task = checkpoint_utils.load_model_ensemble_and_task(
         [str(checkpoint)], state=state
@@ -106,6 +109,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     task = TASKS[args.task]
     try:
+        if args.predictions:
+            args.predictions.open("a").close()  # before anything takes time
         predictions, targets = predict(task, args.checkpoint, args.data, args.split)
         if args.predictions:
             write_predictions(task, predictions, args.predictions)
@@ -114,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"{task.name} {args.split}   {name} {value:.1f}")
         elif not args.predictions:
             raise DataError(f"{args.split} of {task.name} has no labels: give --predictions FILE")
-    except DataError as error:
+    except (DataError, OSError) as error:
         sys.exit(f"evaluate.py: error: {error}")
 
 

@@ -80,7 +80,8 @@ def train(args: argparse.Namespace, task: Task, save_dir: Path, seed: int) -> No
     save_dir.mkdir(parents=True, exist_ok=True)
     given, finished = save_dir / "command.txt", save_dir / "finished"
     text = shlex.join(command) + "\n"
-    if given.exists() and given.read_text(encoding="utf-8") != text:
+    begun = given.exists() and any(save_dir.glob("checkpoint*.pt"))
+    if begun and given.read_text(encoding="utf-8") != text:
         raise DataError(
             f"{save_dir} holds a run with other options, see command.txt there; choose another "
             "--save-dir, or remove it"
@@ -89,6 +90,7 @@ def train(args: argparse.Namespace, task: Task, save_dir: Path, seed: int) -> No
     if finished.exists():
         return
     log = save_dir / "train.log"
+    print(f"{task.name}   seed {seed}   trains, see {log}", flush=True)
     with log.open("a", encoding="utf-8") as file:
         failed = subprocess.run(command, stdout=file, stderr=file).returncode
     if failed or not (save_dir / "checkpoint_best.pt").exists():
@@ -159,11 +161,15 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--{name}: no {path}")
     try:
         results = finetune(args)
-    except DataError as error:
+    except (DataError, OSError) as error:
         sys.exit(f"finetune.py: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("finetune.py: interrupted; the same command goes on where it was")
     for name, values in results.items():
-        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        print(f"{args.task}   {name} {statistics.mean(values):.1f}{spread} ({len(values)} seeds)")
+        spread = ""
+        if len(values) > 1:
+            spread = f" ± {statistics.stdev(values):.1f} ({len(values)} seeds)"
+        print(f"{args.task}   {name} {statistics.mean(values):.1f}{spread}")
 
 
 if __name__ == "__main__":

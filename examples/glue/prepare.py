@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -66,8 +67,13 @@ class Bpe:
             start_worker(self.options)
             yield from map(encode_line, lines)
             return
-        with Pool(workers, start_worker, (self.options,)) as pool:
+        with Pool(workers, start_process, (self.options,)) as pool:
             yield from pool.imap(encode_line, lines, CHUNK)
+
+
+def start_process(options: Namespace) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to tell about
+    start_worker(options)
 
 
 def start_worker(options: Namespace) -> None:
@@ -213,7 +219,13 @@ def prepare_tasks(args: argparse.Namespace) -> None:
     tasks = [TASKS[name] for name in args.tasks or TASKS]
     for task in tasks:
         find_files(task, args.raw)
-        check_absent(args.out / task.name)
+    there = [task.name for task in tasks if (args.out / task.name).exists()]
+    if there:
+        rest = " ".join(task.name for task in tasks if task.name not in there)
+        others = f", or prepare the others, --tasks {rest}" if rest else ""
+        raise DataError(
+            f"{args.out} has {' '.join(there)} already; remove that, choose another --out{others}"
+        )
     for task in tasks:
         with whole_or_not_at_all(args.out / task.name) as out:
             write_task(args, task, bpe, out)
@@ -321,10 +333,14 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("nothing to read: give --text FILE ... or --tasks TASK ... --raw FOLDER")
     if args.tasks and args.raw is None:
         parser.error("--tasks needs --raw, the folder of GLUE's official files")
+    if args.command == "text" and args.vocabulary <= 256:
+        parser.error(f"--vocabulary must be more than the 256 bytes, got {args.vocabulary}")
     try:
         args.prepare(args)
-    except DataError as error:
+    except (DataError, OSError) as error:
         sys.exit(f"prepare.py: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("prepare.py: interrupted; what it was writing is gone, what was there stays")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
@@ -60,15 +60,13 @@ def option(text: str) -> Tuple[str, Any]:
         return name, value
 
 
-def run(args: argparse.Namespace, options: Dict) -> List[str]:
-    """Trains and scores all that was asked for; the lines of the table."""
-    lines = [
-        f"| data set | metric | {' | '.join(args.networks)} |",
-        f"|---|---|{'---|' * len(args.networks)}",
-    ]
+def run(args: argparse.Namespace, options: Dict) -> Iterator[str]:
+    """Trains and scores all that was asked for; the lines of the table, as each is ready."""
+    data = {
+        name: [read(name, split, args.folder) for split in ("train", "test")] for name in args.names
+    }
     scores: Dict[str, Dict[str, List[float]]] = {}
-    for name in args.names:
-        train, test = (read(name, split, args.folder) for split in ("train", "test"))
+    for name, (train, test) in data.items():
         scores[name] = {network: [] for network in args.networks}
         for network in args.networks:
             for seed in args.seeds:
@@ -78,10 +76,9 @@ def run(args: argparse.Namespace, options: Dict) -> List[str]:
                 took = time.monotonic() - begin
                 print(f"{name} {network} seed {seed}: {result:.3f} ({took:.0f} s)", flush=True)
                 scores[name][network].append(result)
-        lines.append(row(name, train, scores[name]))
-        if args.json:
-            args.json.write_text(json.dumps(scores, indent=1) + "\n")
-    return lines
+                if args.json:
+                    args.json.write_text(json.dumps(scores, indent=1) + "\n")
+        yield row(name, train, scores[name])
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -112,13 +109,19 @@ def main(argv: Optional[List[str]] = None) -> None:
         if name in taken:
             parser.error(f"--option {name}: give {taken[name]} instead")
     options["n_epochs"] = args.epochs
+    table = []
     try:
         if args.json:
             args.json.open("a").close()  # before anything takes time
-        lines = run(args, options)
+        table.extend(run(args, options))
     except (OSError, ValueError) as error:
         sys.exit(f"run.py: error: {error}")
-    print("\n" + "\n".join(lines))
+    except KeyboardInterrupt:
+        sys.exit("run.py: interrupted")
+    finally:
+        if table:
+            print(f"\n| data set | metric | {' | '.join(args.networks)} |")
+            print(f"|---|---|{'---|' * len(args.networks)}", *table, sep="\n")
 
 
 if __name__ == "__main__":
