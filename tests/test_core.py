@@ -67,6 +67,21 @@ def test_window_of_a_single_cell(window, rows, columns):
         assert reached == list(itertools.product(rows, columns))
 
 
+def test_evolve_without_convolution():
+    logits, prev = maps()
+    layer = AttentionEvolution(HEADS, 0.3, 0.5).double()
+    expected = evolve(logits, prev, None, None, 0.3, 0.0)
+    torch.testing.assert_close(evolve(logits, prev, layer.weight, layer.bias, 0.3, 0.0), expected)
+
+
+def test_initial_weights_are_those_of_torchs_convolution():
+    torch.manual_seed(0)
+    layer = AttentionEvolution(HEADS, 0.3, 0.5)
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(HEADS, HEADS, 3)
+    assert torch.equal(layer.weight, conv.weight) and torch.equal(layer.bias, conv.bias)
+
+
 @pytest.mark.parametrize("window", WINDOWS)
 def test_ablations(window):
     logits, prev = maps()
@@ -151,6 +166,12 @@ def test_learned_mixing_stays_in_the_unit_interval_and_comes_back():
     beta.backward(torch.ones(1, dtype=torch.float64))  # down: back in
     assert layer.alpha.grad == 0
     assert layer.beta.grad == 1
+    layer.zero_grad()
+    alpha, beta = layer.mixing_weights(logits)
+    alpha.backward(-torch.ones(1, dtype=torch.float64))  # up: back in
+    beta.backward(-torch.ones(1, dtype=torch.float64))  # up: further out
+    assert layer.alpha.grad == -1
+    assert layer.beta.grad == 0
 
 
 def test_learned_mixing_leaves_zero_by_gradient_descent():
@@ -259,8 +280,12 @@ def test_bad_maps():
             layer(logits[:1, :, :1], prev[:1, :, :1], torch.zeros(shape, dtype=torch.bool))
     with pytest.raises(ValueError, match="weight and bias must both be given"):
         evolve(logits, prev, layer.weight, None, 0.1, 0.1)
+    with pytest.raises(ValueError, match="window must be one of"):
+        layer(logits, prev, window="round")
     with pytest.raises(ValueError, match="weight must be"):
         evolve(logits, prev, layer.weight[:2], layer.bias, 0.1, 0.1)
+    with pytest.raises(ValueError, match="weight must be"):
+        evolve(logits, prev, layer.weight, layer.bias[:2], 0.1, 0.1)
     with pytest.raises(ValueError, match="weight must be"):
         evolve(logits, prev, layer.weight[0, 0, 0, 0], layer.bias, 0.1, 0.1)
     with pytest.raises(ValueError, match="alpha must be a number or a tensor of one"):
@@ -322,6 +347,12 @@ def test_torchscript_learns_mixing_from_its_bounds_on(reload):
     assert gradients[0]["alpha"] != 0 != gradients[0]["beta"]
     for got in gradients[1:]:
         torch.testing.assert_close(got, gradients[0])
+    with torch.no_grad():
+        layer.alpha.fill_(-0.5)
+        layer.beta.fill_(1.5)
+    expected = evolve(*maps, layer.weight, layer.bias, 0.0, 1.0)
+    for module in (layer, torch.jit.script(layer), torch.jit.trace(layer, maps)):
+        torch.testing.assert_close(module(*maps), expected)
 
 
 @pytest.mark.parametrize("batch", [2, 16])
@@ -433,6 +464,11 @@ def test_autocast_gives_the_same_with_and_without_gradients():
         evolved = layer(*maps)
         with torch.no_grad():
             torch.testing.assert_close(layer(*maps), evolved, atol=1e-6, rtol=0)
+    upstream, inputs = large((16, 4, 9, 11), seed=2), [layer.weight, layer.bias]
+    grads = torch.autograd.grad(evolved, inputs, upstream, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # changes nothing about the backward pass
+        again = torch.autograd.grad(evolved, inputs, upstream)
+    assert all(map(torch.equal, again, grads))
     with pytest.raises(RuntimeError):
         layer.double()(*maps)
     maps = [x.double() for x in maps]

@@ -219,6 +219,21 @@ def test_averaging_says_what_is_wrong(trained, tmp_path, capsys, args, message):
     assert not (tmp_path / "x.pt").exists()
 
 
+def test_which_checkpoints_are_averaged(tmp_path):
+    for name in ("1", "2", "3", "4", "_1_10", "_2_20", "_2_30"):
+        (tmp_path / f"checkpoint{name}.pt").touch()
+
+    def last(*options):
+        return [path.stem for path in averaging.last_checkpoints(tmp_path, *options)]
+
+    assert last(2, False, None) == ["checkpoint4", "checkpoint3"]
+    assert last(2, False, 3) == ["checkpoint3", "checkpoint2"]
+    assert last(2, True, None) == ["checkpoint_2_30", "checkpoint_2_20"]
+    assert last(1, True, 20) == ["checkpoint_2_20"]
+    paths = [tmp_path / f"checkpoint.best_loss_{value}.pt" for value in ("3.5", "12.1", "4.0")]
+    assert averaging.best_checkpoints(paths, 2) == [paths[0], paths[2]]
+
+
 @pytest.mark.parametrize("content", [b"", b"hello world", {}, {"model": None}, {"model": {"a": 1}}])
 def test_averaging_refuses_what_is_no_checkpoint(tmp_path, content):
     path = tmp_path / "bad.pt"

@@ -242,7 +242,10 @@ def test_activations_offloaded(build, sentences, task):
     src, tgt = sentences(2, 9), sentences(2, 7, seed=1)
     pad = task.source_dictionary.pad()
     plain = gradients(build(**EVOLVING), src, tgt, pad)
-    for name, grad in gradients(build(**EVOLVING, offload_activations=True), src, tgt, pad).items():
+    offloading = build(**EVOLVING, offload_activations=True)
+    for layer in (*offloading.encoder.layers, *offloading.decoder.layers):
+        assert layer.forward.args[-1] is True  # of fairseq's checkpoint_wrapper: offload_to_cpu
+    for name, grad in gradients(offloading, src, tgt, pad).items():
         torch.testing.assert_close(grad, plain[name], rtol=1e-5, atol=1e-6)
 
 

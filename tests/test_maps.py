@@ -175,16 +175,17 @@ def test_movement():
     first, second = probabilities(2, 3, 4, 5), probabilities(2, 3, 4, 5, seed=1)
     small = probabilities(2, 3, 2, 2)
     layers = measure.movement(
-        [AttentionMap(str(i), x, x) for i, x in enumerate((first, second, small))]
+        [AttentionMap(str(i), x, x) for i, x in enumerate((first, second, second, small))]
     )
-    assert layers[0].distance is None and layers[2].distance is None
+    assert layers[0].distance is None and layers[3].distance is None
+    assert not layers[2].distance.any()  # the layer before is the same
     expected = jensenshannon(first.numpy(), second.numpy(), axis=3, base=2).mean((0, 2))
     np.testing.assert_allclose(layers[1].distance, expected, rtol=1e-9)
     means = first.mean(1).numpy(), second.mean(1).numpy()
     expected = jensenshannon(*means, axis=2, base=2).mean()
     assert layers[1].mean_distance.item() == pytest.approx(expected)
     lines = measure.table(layers).splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert f"{layers[1].distance.mean():.3f} | {expected:.3f}" in lines[3]
 
 

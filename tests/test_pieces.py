@@ -99,8 +99,9 @@ def test_a_map_or_mask_of_another_batch_is_refused(wrong, one_by_one):
         one_by_one.clear()
         attention(tokens, maps, attn_mask=torch.ones(1, 1, 1, 17, dtype=torch.bool))
         assert one_by_one == {1}
-        with pytest.raises((RuntimeError, ValueError)):
-            attention(tokens, maps, attn_mask=torch.ones(wrong + 1, 1, 1, 17, dtype=torch.bool))
+        for count in (wrong + 1, 5):
+            with pytest.raises(ValueError, match="attn_mask must be broadcastable"):
+                attention(tokens, maps, attn_mask=torch.ones(count, 1, 1, 17, dtype=torch.bool))
 
 
 def test_a_hook_sees_the_whole_batch(one_by_one):
@@ -123,6 +124,40 @@ def test_a_hook_sees_the_whole_batch(one_by_one):
         model(images())
         assert set(seen) == {BATCH}
         assert one_by_one == {1, BATCH}  # the other blocks have no hook
+
+
+def test_a_hook_before_sees_the_whole_batch(one_by_one):
+    model = vit().eval()
+    seen = []
+
+    def see(module, args):
+        if type(module) is torch.nn.Dropout and isinstance(args[0], torch.Tensor):
+            seen.append(len(args[0]))
+
+    with torch.no_grad():
+        with torch.nn.modules.module.register_module_forward_pre_hook(see):
+            model(images())
+        for block in model.blocks:
+            block.attn.attn_drop.register_forward_pre_hook(see)
+        model(images())
+    assert set(seen) == {BATCH} == one_by_one
+
+
+def test_a_mask_of_as_many_heads_as_examples(one_by_one):
+    model = vit().eval()
+    mask = torch.rand(3, 17, 17, generator=torch.Generator().manual_seed(2)) > 0.2
+    expected = model.forward_features(images()[:3], attn_mask=mask)
+    with torch.no_grad():
+        got = model.forward_features(images()[:3], attn_mask=mask)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_under_vmap(one_by_one):
+    model = vit().eval()
+    expected = model(images())
+    with torch.no_grad():
+        got = torch.func.vmap(model)(images().unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_hook_on_the_whole_attention_costs_nothing(one_by_one):

@@ -1,9 +1,11 @@
 """EA-DC-Transformer: the network's laws, its preparation of data, aeon's and fairseq's doors."""
 
 import gzip
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +20,8 @@ from test_fairseq_commands import ONE_THREAD, USER_DIR, fairseq, weights
 
 from ea_aeon import EADCTransformerClassifier, EADCTransformerRegressor
 from ea_aeon.data import Preparation, collate, pad, read, split_off
-from ea_aeon.network import DCTransformer, MaskedBatchNorm, RelativeLogits
-from evolving_attention import reference
+from ea_aeon.network import CausalConv, DCTransformer, MaskedBatchNorm, RelativeLogits
+from evolving_attention import AttentionEvolution, reference
 
 SMALL = {"d_model": 16, "ffn_dim": 16, "num_blocks": 3, "num_heads": 2, "attention_dim": 4}
 VARIANTS = [
@@ -178,9 +180,40 @@ def test_without_evolution_no_map_is_used():
     plain = build(alpha=0.0, beta=0.0)
     assert not [name for name in plain.state_dict() if "evolution" in name]
     learnable = build(learnable=True, alpha=0.0, beta=0.0)
+    assert [name for name in learnable.state_dict() if name.endswith("evolution.beta")]
     learnable.load_state_dict(plain.state_dict(), strict=False)
     batch = pad(series(9, 6))
     torch.testing.assert_close(learnable(**batch), plain(**batch), rtol=0, atol=1e-12)
+
+
+def test_the_convolution_is_torchs_weight_normalised_one():
+    conv = CausalConv(3, 4, kernel_size=3, dilation=2).double()
+    expected = torch.nn.Conv1d(3, 4, 3, dilation=2).double()
+    with torch.no_grad():
+        conv.direction.mul_(2)  # of no effect on what it computes
+        conv.gain.uniform_(0.5, 2)
+    expected = torch.nn.utils.parametrizations.weight_norm(expected)
+    magnitude, direction = expected.parametrizations.weight.parameters()
+    with torch.no_grad():
+        magnitude.copy_(conv.gain.view(4, 1, 1))
+        direction.copy_(conv.direction)
+        expected.bias.copy_(conv.bias)
+    x = torch.randn(2, 9, 3, dtype=torch.float64)
+    out = conv(x)
+    other = expected(torch.nn.functional.pad(x.transpose(1, 2), (4, 0))).transpose(1, 2)
+    torch.testing.assert_close(out, other)
+    weights = [conv.gain, conv.direction, conv.bias]
+    others = [magnitude, direction, expected.bias]
+    grads = torch.autograd.grad(out.square().sum(), weights)
+    for grad, own in zip(grads, torch.autograd.grad(other.square().sum(), others), strict=True):
+        torch.testing.assert_close(grad, own.view_as(grad))
+
+
+def test_options_reach_their_modules():
+    network = build(evolution_kernel_size=5, dropout=0.3)
+    evolutions = [m for m in network.modules() if isinstance(m, AttentionEvolution)]
+    assert {m.weight.shape[2:] for m in evolutions} == {(5, 5)}
+    assert {m.p for m in network.modules() if isinstance(m, torch.nn.Dropout)} == {0.3}
 
 
 def test_one_step_in_training_is_normalised_by_what_was_learned():
@@ -237,6 +270,12 @@ def test_preparation_standardises_by_the_training_series():
     (got,) = preparation([other])
     expected = (other - np.nanmean(steps, axis=1)[:, None]) / np.nanstd(steps, axis=1)[:, None]
     np.testing.assert_allclose(got.numpy(), expected.T, rtol=1e-5)
+
+
+def test_a_channel_that_never_changes():
+    cases = [np.stack([np.full(7, 0.1), np.arange(7.0)])]
+    (prepared,) = Preparation.fit(cases)(cases)
+    assert prepared[:, 0].abs().max() < 1e-3 < prepared[:, 1].abs().max()
 
 
 def test_missing_values_are_interpolated_and_the_input_stays_as_it_was():
@@ -430,12 +469,25 @@ def test_the_table_of_the_example(tmp_path):
         (["--", "Bumps", "None"], "no None_TRAIN.ts"),
         (["--json", tmp_path, "--", "Bumps"], "Is a directory"),
         (
-            ["--option", "kernel_size=big", "--", "Bumps"],
-            "kernel_size must be 1 or more, got 'big'",
+            ["--option", "kernel_size=a", "--", "Bumps"],
+            "kernel_size must be 1 or more, got 'a'",
         ),
     ):
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (1, "") and message in done.stderr
+
+
+def test_gradients_are_clipped():
+    """By Adam's first update a gradient's size goes unseen; by its second it does not."""
+    X, y = make_example_3d_numpy(n_cases=8, n_channels=1, n_timepoints=8, random_state=0)
+    fitted = [
+        EADCTransformerClassifier(
+            **SMALL, n_epochs=2, batch_size=4, clip_norm=norm, device="cpu", random_state=1
+        ).fit(X, y)
+        for norm in (1e-12, 1e12)
+    ]
+    first, second = (list(one.network_.parameters()) for one in fitted)
+    assert any(not torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
 def test_the_learning_rate_falls_along_a_cosine():

@@ -227,7 +227,8 @@ def test_resized_tables_keep_direction_and_centre():
         assert resized.shape == (length, 2)
         assert (resized.diff(dim=0) > 0).all()
         if length > 1:
-            assert resized[length // 2].abs().max() < 1e-6
+            expected = torch.linspace(-1, 1, length)[:, None].repeat(1, 2)
+            torch.testing.assert_close(resized, expected, atol=1e-6, rtol=0)
     position = RelativeLogits2d((4, 3), 2)
     q = torch.randn(1, 2, 4, 3, 2)
     assert position(q).shape == (1, 2, 12, 12)
@@ -297,6 +298,24 @@ def test_pruned_stages(index):
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_drop_block_and_dropout_of_attention():
+    model = create(attn_drop_rate=0.3)
+    attentions = [m for m in model.modules() if isinstance(m, EvolvingAttention2d)]
+    assert {attention.attn_drop.p for attention in attentions} == {0.3}
+    model = create(drop_block_rate=0.9, layers=(1, 1, 2, 2)).train()
+    x = torch.randn(2, 1024, 8, 8)
+    block = model.layer3[1]
+    assert not torch.equal(block(x)[0], block(x)[0])
+
+
+def test_initial_weights_are_those_of_the_official_code():
+    for name, weight in create(layers=(1, 1, 1, 1)).named_parameters():
+        if name.endswith(("r_height", "r_width")) and weight.numel() > 100:
+            assert weight.std().item() == pytest.approx(weight.shape[1] ** -0.5, rel=0.3), name
+        if name.endswith("kqv.weight"):
+            assert weight.std().item() == pytest.approx(weight[0].numel() ** -0.5, rel=0.1), name
+
+
 def test_an_empty_batch():
     assert create()(images()[:0]).shape == (0, 7)
 
@@ -306,6 +325,8 @@ def test_script_trace_compile_export_channels_last(reload):
     x = images()
     expected = model(x)
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
     torch.testing.assert_close(reload(torch.jit.script(model))(x), expected)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -9,7 +9,8 @@ from timm.models._manipulate import group_parameters
 from timm.utils import AttentionExtract
 
 import ea_timm
-from evolving_attention import reference
+from ea_timm.layers import EvolvingAttention
+from evolving_attention import collect_maps, reference
 
 SMALL = {"img_size": 64, "depth": 3, "num_classes": 7}
 MODELS = timm.list_models(["ea_vit_*", "ea_deit_*"])
@@ -307,7 +308,50 @@ def test_drop_path_and_dropout_are_in_use():
     model = create(drop_path_rate=0.5, attn_drop_rate=0.5).train()
     assert model.blocks[2].attn.attn_drop.p == 0.5
     assert model.blocks[2].drop_path1.drop_prob == 0.5
-    assert not torch.equal(model(images()), model(images()))
+    block, x = model.blocks[2], torch.randn(2, 17, 192)
+    block.attn.attn_drop.p = 0.0
+    for path, other, branch in (
+        (block.drop_path1, block.drop_path2, lambda: block.mlp(block.norm2(x))),
+        (block.drop_path2, block.drop_path1, lambda: block.attn(block.norm1(x))[0]),
+    ):
+        path.drop_prob, other.drop_prob = 1.0, 0.0  # its branch is gone, the other stays
+        torch.testing.assert_close(block(x)[0], x + branch())
+
+
+def test_gate_and_dropouts_are_timms():
+    options = {"num_heads": 3, "gated": True, "qkv_bias": True}
+    plain, ours = timm.layers.Attention(192, **options), EvolvingAttention(192, **options)
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 17, 192)
+    torch.testing.assert_close(ours(x)[0], plain(x))
+    model = create(attn_drop_rate=0.5).train()
+    with collect_maps(model) as maps:
+        model(images())
+    for _, _, attn_probs in maps:  # before dropout
+        torch.testing.assert_close(attn_probs.sum(-1), torch.ones(attn_probs.shape[:-1]))
+    dropping = create(proj_drop_rate=0.5).train()
+    dropping.blocks[0].mlp = torch.nn.Identity()
+    assert not torch.equal(*(dropping.blocks[0](x)[0] for _ in range(2)))
+
+
+@pytest.mark.parametrize("arguments", [{"is_causal": True}, {"attn_mask": torch.eye(17) < 1}])
+def test_masks_reach_every_block(arguments):
+    model = create()
+    expected = model.forward_features(images(), **arguments)
+    assert not torch.allclose(expected, model.forward_features(images()))
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        torch.testing.assert_close(model.forward_features(images(), **arguments), expected)
+        last, _ = model.forward_intermediates(images(), **arguments)
+        torch.testing.assert_close(last, expected)
+
+
+def test_learned_mixing_under_autocast():
+    model = create(learnable=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(images()).float().square().sum()
+    loss.backward()
+    assert all(block.attn.evolution.alpha.grad.isfinite() for block in model.blocks[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -329,6 +373,8 @@ def test_script_trace_compile_and_export(reload):
     model = create(learnable=True)
     expected = model(images())
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(images()), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.fx.symbolic_trace(model)(images()), expected)
     torch.testing.assert_close(reload(torch.jit.script(model))(images()), expected)
     torch.testing.assert_close(torch.export.export(model, (images(),)).module()(images()), expected)
     explanation = torch._dynamo.explain(model)(images())
