@@ -1,6 +1,7 @@
 """make demo: its corpus, and the whole of it in small."""
 
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def test_the_whole_demo_in_small(tmp_path, monkeypatch, capsys):
     assert "sacreBLEU" in printed
     assert "exact match" in printed
     assert printed.count("  ours    ") >= 4
+    assert "| decoder.layers.1.encoder_attn |" in printed
+    assert not re.search(r"DEBUG|INFO|[Ww]arning", printed)
     for name in ("checkpoints/checkpoint_best.pt", "train.log", "maps-encoder-decoder.png"):
         assert str(tmp_path / "x" / name) in printed
         assert (tmp_path / "x" / name).stat().st_size > 1000

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import re
 import shlex
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 try:
+    import matplotlib  # noqa: F401 (for the last stage)
     from corpus import build
     from sacrebleu.metrics import BLEU
     from tqdm import tqdm
@@ -30,8 +30,6 @@ except ImportError as error:
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parent.parent
-sys.path.insert(0, str(REPO))
-from ea_maps import __main__ as maps  # noqa: E402
 
 SIZES = {"train": 14_000, "valid": 500, "test": 1_000}
 STAGES = ("corpus", "preparation", "training", "translation", "picture")
@@ -74,6 +72,8 @@ def lines_of(what: str, command: list[str], log: Path) -> Iterator[str]:
     """The lines a command prints, as they come; all of them are added to `log` too."""
     # Threads that spin while they wait slow each other down six times on cores that are shared.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    paths = [str(REPO), os.environ.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with (
         log.open("a", encoding="utf-8") as file,
@@ -187,9 +187,11 @@ def draw(out: Path) -> None:
     sentence = min(bpe, key=lambda line: (abs(len(line.split()) - 10), line.count("@@")))
     checkpoint = str(out / "checkpoints/checkpoint_best.pt")
     data = str(out / "prepared/data-bin")
-    command = ["sentence", checkpoint, sentence, "--data", data, "--out", str(out / "maps.png")]
-    print(shlex.join(["python", "-m", "ea_maps", *command]))
-    maps.main(command)
+    command = ["-m", "ea_maps", "sentence", checkpoint, sentence]
+    command += ["--data", data, "--out", str(out / "maps.png")]
+    print(shlex.join(["python", *command]), flush=True)
+    for line in lines_of("Drawing", [sys.executable, "-W", "ignore", *command], out / "maps.log"):
+        print(line, end="", flush=True)
 
 
 def claim(out: Path, settings: str, fresh: bool) -> None:
@@ -214,7 +216,6 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
     args = parser.parse_args()
     start = time.time()
-    logging.getLogger().setLevel(logging.WARNING)  # fairseq turns all of it on
     claim(args.out, json.dumps([args.seed, args.max_update, SIZES, TRAINING]), args.fresh)
     try:
         prepare(args.out, args.seed)
