@@ -96,6 +96,22 @@ def test_incremental_decoding_equals_teacher_forcing(build, sentences, task, opt
         encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
 
 
+# (Plain self-attention, the host's own, has no number for a query that is padding.)
+@pytest.mark.parametrize("options", [x for x in VARIANTS if x != VARIANTS[7]])
+def test_steps_of_padded_targets(build, sentences, task, options):
+    """Targets padded on the left; fairseq's steps count padding as positions, so without these."""
+    model = build(**options, no_token_positional_embeddings=True)
+    encoder_out = model.encoder(sentences(2, 9), torch.full((2,), 9))
+    tokens = sentences(2, 8, seed=1)
+    tokens[1, :3] = task.target_dictionary.pad()
+    full, _ = model.decoder(tokens, encoder_out=encoder_out)
+    state = {}
+    for end in range(1, 9):
+        last, _ = model.decoder(tokens[:, :end], encoder_out=encoder_out, incremental_state=state)
+        kept = [0, 1] if end > 3 else [0]
+        torch.testing.assert_close(last[kept, -1], full[kept, end - 1], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", VARIANTS[:4])
 @pytest.mark.parametrize("prefix_length", [0, 2])
 def test_generator_scores_equal_teacher_forced_scores(
@@ -292,6 +308,11 @@ def test_all_of_the_hosts_layer_options(build, sentences, task):
     torch.testing.assert_close(
         logits_of(ours, src, tgt), logits_of(plain, src, tgt), rtol=0, atol=1e-4
     )
+    padded = pad_to(src[:1], 12, task.source_dictionary.pad(), left=True)
+    counts = [model.encoder(padded, lengths[:1])["src_lengths"][0] for model in (ours, plain)]
+    assert torch.equal(*counts)
+    for layer in (*ours.encoder.layers, *plain.encoder.layers):
+        layer.return_fc = True
     outs = [
         model.encoder(
             src,
@@ -302,7 +323,8 @@ def test_all_of_the_hosts_layer_options(build, sentences, task):
         for model in (ours, plain)
     ]
     assert outs[0].keys() == outs[1].keys()
-    for key in ("encoder_out", "encoder_embedding", "encoder_states", "src_lengths"):
+    assert len(outs[0]["fc_results"]) == 3
+    for key in ("encoder_out", "encoder_embedding", "encoder_states", "fc_results", "src_lengths"):
         for own, theirs in zip(outs[0][key], outs[1][key], strict=True):
             torch.testing.assert_close(own, theirs, rtol=0, atol=1e-4)
     for options in (
