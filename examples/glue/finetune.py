@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from evaluate import USER_DIR, predict
 from fairseq.data import indexed_dataset
-from glue import TASKS, DataError, Task, check_prepared, score
+from glue import TASKS, DataError, Task, check_prepared, positive, score
 
 # What fairseq must be told to report a metric.
 REPORT = {
@@ -120,13 +120,6 @@ def finetune(args: argparse.Namespace) -> dict[str, list[float]]:
         for name, value in scores.items():
             results[name].append(value)
     return results
-
-
-def positive(text: str) -> int:
-    """The type of an option that counts something."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return int(text)
 
 
 def main(argv: list[str] | None = None) -> None:

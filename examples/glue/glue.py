@@ -1,5 +1,6 @@
 """The nine GLUE tasks (Wang et al., 2019): their official files, labels and metrics."""
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,13 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 class DataError(Exception):
     """The data cannot be used; the message says which file and line, and what would be right."""
+
+
+def positive(text: str) -> int:
+    """The type of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return int(text)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from multiprocessing import Pool
 from pathlib import Path
 
 from fairseq.data import Dictionary, encoders, indexed_dataset
-from glue import TASKS, DataError, Task, find_files, lines_of, read
+from glue import TASKS, DataError, Task, find_files, lines_of, positive, read
 from tqdm import tqdm
 
 CHUNK = 1000  # lines handed to a worker at a time
@@ -252,13 +252,6 @@ def whole_or_not_at_all(out: Path) -> Iterator[Path]:
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return number
 
 
 def build_parser() -> argparse.ArgumentParser:
