@@ -4,6 +4,7 @@ import gzip
 import os
 import shutil
 import tempfile
+from numbers import Real
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -172,8 +173,8 @@ def split_off(
     Of each of the `labels` one case at least is trained on, and both parts have them in about the
     same proportions. Where the fraction is less than one case there is no validation set.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"validation_fraction must lie in [0, 1), got {fraction}")
+    if not isinstance(fraction, Real) or not 0 <= fraction < 1:
+        raise ValueError(f"validation_fraction must lie in [0, 1), got {fraction!r}")
     order = np.random.default_rng(seed).permutation(cases)
     labels = np.zeros(cases) if labels is None else np.asarray(labels)
     kept = order[np.unique(labels[order], return_index=True)[1]]  # the first of each label

@@ -257,10 +257,11 @@ class DCTransformer(nn.Module):
         for name, value in sizes.items():
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value!r}")
-        if not 0 <= attention_dim < d_model or attention_dim % num_heads:
+        divides = isinstance(attention_dim, Integral) and attention_dim % num_heads == 0
+        if not divides or not 0 <= attention_dim < d_model:
             raise ValueError(
                 f"attention_dim must be less than d_model ({d_model}) and a multiple of num_heads "
-                f"({num_heads}), got {attention_dim}"
+                f"({num_heads}), got {attention_dim!r}"
             )
         if not isinstance(dropout, Real) or not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}")

@@ -113,7 +113,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     try:
         if args.json:
             args.json.open("a").close()  # before anything takes time
-        table.extend(run(args, options))
+        for line in run(args, options):
+            table.append(line)
     except (OSError, ValueError) as error:
         sys.exit(f"run.py: error: {error}")
     except KeyboardInterrupt:
