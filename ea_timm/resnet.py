@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ea_timm.attention2d import AugmentedConv2d
 from ea_timm.builder import entrypoint
-from ea_timm.loading import keep_fresh
 from evolving_attention import AttentionEvolution
+from evolving_attention.loading import StartsFromPlainWeights
 
 
 class EvolvingBottleneck(Bottleneck):
@@ -56,7 +56,7 @@ class EvolvingStage(nn.Sequential):
         return x, attn_logits
 
 
-class EvolvingResNet(ResNet):
+class EvolvingResNet(ResNet, StartsFromPlainWeights):
     """timm's ResNet, augmented by evolving attention in its last three stages.
 
     Modifications of timm's class, after the authors' code: in every bottleneck of these stages an
@@ -77,6 +77,8 @@ class EvolvingResNet(ResNet):
     Raises:
         ValueError: an argument out of range, or channels that do not divide.
     """
+
+    fresh_parts = ("attn", "evolution")
 
     def __init__(
         self,
@@ -133,17 +135,14 @@ class EvolvingResNet(ResNet):
                 module.attn.reset_parameters()
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
-        """Takes a plain ResNet's weights over, of augmented convolutions the first channels."""
-        if not any(".conv2.attn." in key for key in state_dict):
-            for name, module in self.named_modules(prefix=prefix.rstrip(".")):
-                weight = state_dict.get(f"{name}.weight")
-                if isinstance(module, AugmentedConv2d) and weight is not None:
-                    channels = module.conv.out_channels
-                    if weight.shape[0] == channels + module.attn.value_channels:
-                        del state_dict[f"{name}.weight"]
-                        state_dict[f"{name}.conv.weight"] = weight[:channels]
-            keep_fresh(self, "attn", state_dict, prefix)
-        keep_fresh(self, "evolution", state_dict, prefix)
+        """Loads a plain ResNet's weights too, into augmented convolutions the first channels."""
+        for name, module in self.named_modules(prefix=prefix.rstrip(".")):
+            weight = state_dict.get(f"{name}.weight")
+            if isinstance(module, AugmentedConv2d) and weight is not None:
+                channels = module.conv.out_channels
+                if weight.shape[0] == channels + module.attn.value_channels:
+                    del state_dict[f"{name}.weight"]
+                    state_dict[f"{name}.conv.weight"] = weight[:channels]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def stem(self, x: Tensor) -> Tensor:

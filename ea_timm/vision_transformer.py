@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ea_timm.builder import entrypoint
 from ea_timm.layers import EvolvingAttention, EvolvingBlock
-from ea_timm.loading import keep_fresh
+from evolving_attention.loading import StartsFromPlainWeights
 from evolving_attention.modules import check_options
 
 
-class EvolvingVisionTransformer(VisionTransformer):
+class EvolvingVisionTransformer(VisionTransformer, StartsFromPlainWeights):
     """timm's Vision Transformer, whose attention maps evolve from block to block.
 
     Modifications of timm's class: every block takes the map of the one before and hands its own
@@ -128,11 +128,6 @@ class EvolvingVisionTransformer(VisionTransformer):
         if intermediates_only:
             return intermediates
         return self.norm(x), intermediates
-
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
-        """Takes the weights of a plain model over."""
-        keep_fresh(self, "evolution", state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def check_class(name: str, given: Any, base: type) -> None:

@@ -73,6 +73,8 @@ def _fixed_at(number: float, weight: Union[float, Tensor]) -> bool:
 
 
 def _lerp(start: Tensor, end: Tensor, weight: Union[float, Tensor]) -> Tensor:
+    if not torch.jit.is_scripting() and in_graph():  # not every converter of graphs knows lerp
+        return weight * end + (1 - weight) * start
     if isinstance(weight, Tensor):  # TorchScript chooses the overload by the type
         return torch.lerp(start, end, weight)
     return torch.lerp(start, end, weight)

@@ -2,7 +2,7 @@
 
 import math
 from numbers import Integral
-from typing import Final, Optional, Tuple, Union
+from typing import Any, Collection, Dict, Final, List, Mapping, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -13,30 +13,6 @@ from evolving_attention.functional import check_maps, mix_and_refine
 # What asks for the shape or the type of a value is a node of its own in torch.fx's graphs.
 for function in ("check_maps", "mix_and_refine", "_window", "_unit"):
     torch.fx.wrap(function)
-
-
-class UnitInterval(torch.autograd.Function):
-    """Clamps a learned mixing weight to [0, 1] and lets only gradients that lead back in pass.
-
-    A plain clamp has no gradient outside, so a weight that an optimiser's momentum carried
-    below 0 would stay at 0 for good.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clamp(0.0, 1.0)
-
-    @staticmethod
-    def setup_context(ctx, inputs: Tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        outward = ((x < 0) & (grad > 0)) | ((x > 1) & (grad < 0))
-        return grad.masked_fill(outward, 0.0)
 
 
 class AttentionEvolution(nn.Module):
@@ -55,7 +31,9 @@ class AttentionEvolution(nn.Module):
 
     Attributes:
         weight, bias: the convolution's (H, H, K, K) and (H,), or None without one.
-        alpha, beta: the numbers given, or parameters of shape (1,) if learnable.
+        alpha, beta: the weights of shape (1,) in the state dict: parameters if learnable, else
+            buffers, so that a file says with which numbers its weights were trained.
+        mixing: alpha and beta as numbers; of learnable ones the initial values.
 
     Raises:
         ValueError: an argument out of range; the message names it.
@@ -85,13 +63,13 @@ class AttentionEvolution(nn.Module):
         self.kernel_size = kernel_size
         self.window = window
         self.learnable = learnable
+        self.mixing = (float(alpha), float(beta))
         factory = {"device": device, "dtype": dtype}
-        self.initial_mixing = (float(alpha), float(beta))
-        if learnable:
-            self.alpha = nn.Parameter(torch.empty(1, **factory))
-            self.beta = nn.Parameter(torch.empty(1, **factory))
-        else:
-            self.alpha, self.beta = self.initial_mixing
+        for name in ("alpha", "beta"):
+            if learnable:
+                self.register_parameter(name, nn.Parameter(torch.empty(1, **factory)))
+            else:
+                self.register_buffer(name, torch.empty(1, device=device, dtype=torch.float32))
         if learnable or beta > 0:
             shape = (num_heads, num_heads, kernel_size, kernel_size)
             self.weight = nn.Parameter(torch.empty(shape, **factory))
@@ -103,9 +81,8 @@ class AttentionEvolution(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws the convolution anew, as :class:`torch.nn.Conv2d` does; alpha, beta start anew."""
-        if self.learnable:
-            nn.init.constant_(self.alpha, self.initial_mixing[0])
-            nn.init.constant_(self.beta, self.initial_mixing[1])
+        nn.init.constant_(self.alpha, self.mixing[0])
+        nn.init.constant_(self.beta, self.mixing[1])
         if self.weight is not None:
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
             bound = 1 / math.sqrt(self.weight[0].numel())
@@ -163,13 +140,95 @@ class AttentionEvolution(nn.Module):
         """alpha and beta as they are used: numbers, or tensors of `like`'s dtype if learnable."""
         if self.learnable:
             return _unit(self.alpha).to(like.dtype), _unit(self.beta).to(like.dtype)
-        return self.alpha, self.beta
+        return self.mixing[0], self.mixing[1]
 
     def extra_repr(self) -> str:
         text = f"{self.num_heads}, kernel_size={self.kernel_size}, window={self.window!r}"
         if self.learnable:
             return f"{text}, learnable=True"
-        return f"{text}, alpha={self.alpha}, beta={self.beta}"
+        return f"{text}, alpha={self.mixing[0]}, beta={self.mixing[1]}"
+
+    def adopt(
+        self, state_dict: Mapping[str, Tensor], prefix: str, options: Collection[str]
+    ) -> None:
+        """Changes options to those that a checkpoint was trained with, before it is loaded.
+
+        Args:
+            state_dict: the checkpoint.
+            prefix: what stands before this module's names in it.
+            options: which to change, of "alpha", "beta" and "kernel_size". What the checkpoint
+                does not tell stays, and so do learnable alpha and beta: they are loaded.
+        """
+        weight = state_dict.get(f"{prefix}weight")
+        if not self.learnable:
+            alpha, beta = (
+                shortest_number(state_dict[f"{prefix}{name}"])
+                if name in options and f"{prefix}{name}" in state_dict
+                else number
+                for name, number in zip(("alpha", "beta"), self.mixing, strict=True)
+            )
+            self.mixing = (alpha, beta)
+            if beta == 0 and weight is None:
+                self.weight = self.bias = None
+        if "kernel_size" in options and weight is not None and self.weight is not None:
+            # The parameter stays the same object, since an optimiser may hold it already.
+            self.weight.data = self.weight.new_empty(*self.weight.shape[:2], *weight.shape[2:])
+            self.kernel_size = weight.size(-1)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Dict[str, Tensor],
+        prefix: str,
+        local_metadata: Dict[str, Any],
+        strict: bool,
+        missing_keys: List[str],
+        unexpected_keys: List[str],
+        error_msgs: List[str],
+    ) -> None:
+        """Refuses weights that were trained with another alpha or beta.
+
+        Files of before these two were part of them, or without learned ones, load as they are.
+        """
+        convolves = f"{prefix}weight" in state_dict
+        for name, number in zip(("alpha", "beta"), self.mixing, strict=True):
+            key = f"{prefix}{name}"
+            stored = state_dict.get(key)
+            if stored is None:
+                if convolves or not self.learnable:
+                    state_dict[key] = torch.tensor([number])
+            elif not self.learnable and stored.numel() == 1 and not stored.is_meta:
+                if not is_rounded(number, stored):
+                    error_msgs.append(
+                        f"{key} is {shortest_number(stored)} in the checkpoint, but this model was "
+                        f"made with {name}={number}. It is part of what was trained: make the "
+                        f"model with {name}={shortest_number(stored)}, or with learnable=True if "
+                        "it was learned"
+                    )
+                state_dict[key] = torch.tensor([number])
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
+
+def is_rounded(number: float, stored: Tensor) -> bool:
+    """Whether `stored`, of one element, is `number` as a model of some precision saves it."""
+    value = stored.double().cpu()
+    exact = torch.tensor([number], dtype=torch.float64)
+    dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    return any(bool(exact.to(dtype).double().eq(value).all()) for dtype in dtypes)
+
+
+def shortest_number(stored: Tensor) -> float:
+    """The number of the fewest digits that `stored`, of one element, may have come from."""
+    value = stored.clamp(0.0, 1.0).item()
+    numbers = (float(f"{value:.{digits}g}") for digits in range(1, 18))
+    return next(number for number in numbers if is_rounded(number, stored.clamp(0.0, 1.0)))
 
 
 def _window(of_call: Optional[str], of_module: str) -> str:
@@ -181,11 +240,12 @@ def _window(of_call: Optional[str], of_module: str) -> str:
 
 
 def _unit(x: Tensor) -> Tensor:
-    # TorchScript's files hold no function of Python's. A clamp has no gradient at 0 and 1 either,
-    # where most weights start, so it lets all gradients pass.
-    if torch.jit.is_scripting() or torch.jit.is_tracing():
-        return x + (x.clamp(0.0, 1.0) - x).detach()
-    return UnitInterval.apply(x)
+    """A learned mixing weight within [0, 1], with the gradient of one that has no bounds.
+
+    A clamp has none outside, so a weight that an optimiser's momentum carried below 0 would stay
+    there for good.
+    """
+    return x + (x.clamp(0.0, 1.0) - x).detach()
 
 
 def check_options(alpha: float, beta: float, kernel_size: int) -> None:

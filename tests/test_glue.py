@@ -550,7 +550,7 @@ model: {{_name: ea_roberta, max_positions: 64, encoder_layers: 2, encoder_embed_
         [str(tmp_path / "checkpoints" / "checkpoint_last.pt")]
     )
     evolution = model.encoder.sentence_encoder.layers[1].self_attn.evolution
-    assert (evolution.alpha, evolution.beta) == (0.25, 0.3)
+    assert evolution.mixing == (0.25, 0.3)
 
 
 def test_a_failed_training_says_why(tasks, tmp_path):

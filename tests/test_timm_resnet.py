@@ -51,7 +51,7 @@ def official_layer(numbers, index, dtype):
     conv = nn.Conv2d(64, 64, 3, padding=1, bias=False)
     layer = AugmentedConv2d(conv, num_heads=8, map_size=(6, 5), evolution=evolution)
     state = {}
-    for key in layer.state_dict():
+    for key, _ in layer.named_parameters():
         name = key.removeprefix("attn.").removeprefix("position.")
         name = name.replace("evolution", "evolve").replace("weight", "kernel")
         value = torch.from_numpy(numbers[f"layer{index}.{name}"])
@@ -105,7 +105,7 @@ def test_shapes_follow_the_official_code():
             assert attn.downsample == (stage == "layer2")
             # the first of all, and the first after the map has become smaller, are plain
             assert (attn.evolution is None) == (index == 0 and stage != "layer3")
-    assert (model.layer3[0].conv2.attn.evolution.alpha, attn.evolution.beta) == (0.5, 1.0)
+    assert model.layer3[0].conv2.attn.evolution.mixing == (0.5, 1.0)
 
 
 def test_where_attention_is_silent_it_is_the_plain_resnet():
@@ -369,7 +369,7 @@ def test_plain_weights_leave_attention_alone_fresh(tmp_path, caplog):
             elif ".attn." not in key and "running" not in key:
                 assert torch.equal(value, plain[key]), key
             assert ".attn." not in key or value.shape == fresh[key].shape
-    assert "stays fresh: layer2.0.conv2.attn.kqv.weight" in caplog.text
+    assert "keep their initial values: layer2.0.conv2.attn" in caplog.text
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused():
