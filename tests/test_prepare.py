@@ -3,12 +3,15 @@
 import gzip
 import importlib.util
 import io
+import json
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
@@ -436,9 +439,8 @@ def touch_train(folder):
     os.utime(folder / "train.de", ns=(0, 0))
 
 
-def cut_tokens(folder):
-    path = folder / "out" / "tok" / "train.en"
-    path.write_bytes(path.read_bytes()[:-10])
+def remove_tokens(folder):
+    (folder / "out" / "tok" / "train.en").unlink()
 
 
 def remove_code(folder):
@@ -454,7 +456,7 @@ def remove_code(folder):
         (["--max-length", 99], None, ["split", "code", "bpe"]),
         (["--lowercase"], None, ["tok", "split", "code", "bpe"]),
         ([], touch_train, ["raw", "tok", "split", "code", "bpe"]),
-        ([], cut_tokens, ["tok"]),
+        ([], remove_tokens, ["tok"]),
         ([], remove_code, ["code"]),
     ],
 )
@@ -500,6 +502,250 @@ def test_an_interrupted_stage_is_done_again(data, capsys, monkeypatch, stage):
     assert files == {path.relative_to(out) for path in out.rglob("*.??")}
     for path in [*files, "code"]:
         assert (out / path).read_bytes() == (reference / path).read_bytes()
+
+
+# -------------------------------------------------------------- nothing of the user's is touched
+
+
+def snapshot(folder):
+    """All that is in a folder: bytes of files, targets of links."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path)
+        if path.is_symlink()
+        else path.is_file() and path.read_bytes()
+        for path in folder.rglob("*")
+    }
+
+
+def refused(capsys, folder, call, *args):
+    """The message of a call that must end before it has changed anything in the folder."""
+    before = snapshot(folder)
+    message = error_of(capsys, call, *args)
+    assert snapshot(folder) == before
+    return message
+
+
+def as_file(path):
+    path.write_text("theirs")
+
+
+def as_folder(path):
+    write_lines(path / "deep" / "notes.txt", ["theirs"])
+    write_lines(path / "train.de", ["theirs"])
+
+
+def as_link(path):
+    as_folder(path.parent / "elsewhere")
+    path.symlink_to("elsewhere")
+
+
+def as_empty_folders(path):
+    (path / "album").mkdir(parents=True)
+
+
+@pytest.fixture
+def run_any(data, tmp_path):
+    """run_any(command, out): one of the commands, with its data in `data`."""
+    iwslt14_archive(tmp_path / "de-en.tgz")
+    raw = tmp_path / "wmt"
+    for name in ("europarl-v7", "commoncrawl", "news-commentary-v12"):
+        write_pairs(raw / f"{name}.de-en", corpus(30))
+    for lang in ("de", "en"):
+        for role in ("src", "ref"):
+            write_lines(raw / f"newstest2014-deen-{role}.{lang}.sgm", [segments(["a b c"])])
+    for lang in ("de", "en"):
+        (tmp_path / f"val.{lang}").write_bytes((tmp_path / f"valid.{lang}").read_bytes())
+    options = {
+        "iwslt14": ["--raw", tmp_path / "de-en.tgz"],
+        "wmt14": ["--raw", raw, "--valid-every", 10],
+        "multi30k": ["--raw", tmp_path],
+        "text": text_options(tmp_path)[1:7],
+    }
+    options["multi30k"] = ["--raw", tmp_path / "flickr"]
+    for name in ("train", "val", "test"):
+        write_pairs(tmp_path / "flickr" / name, corpus(40, len(name)))
+
+    def run_it(command, out, *more):
+        more = ["--no-binarize", "--workers", 1, "--bpe-merges", 30, *more]
+        run(command, *options[command], "--out", out, *more)
+
+    return run_it
+
+
+COMMANDS = ["iwslt14", "wmt14", "multi30k", "text"]
+
+
+@pytest.mark.parametrize("kind", [as_file, as_folder, as_link, as_empty_folders])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_stands_where_a_stage_is_written_stays(tmp_path, run_any, capsys, command, kind):
+    for name in STAGES:
+        out = tmp_path / f"project {name}"
+        write_lines(out / "thesis.tex", ["theirs"])
+        kind(out / name)
+        more = ["--binarize"] if name == "data-bin" else []
+        message = refused(capsys, tmp_path, run_any, command, out, *more)
+        assert f"in the way of what is to be written: {out / name}" in message
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_full_of_somebodys_files(tmp_path, run_any, command):
+    """Whatever else is in --out, under whatever name, is the same afterwards."""
+    out = tmp_path / "project"
+    for name in (*STAGES, *prepare.RECIPES, "train", "checkpoints", ".stamps-of-mine"):
+        as_folder(out / f"{name}.part")
+        as_folder(out / f".{name}")
+    for name in ("code.json", "raw.json", "train.de", "dict.de.txt", "preprocess.log", ".lock"):
+        as_file(out / name)
+    before = snapshot(out)
+    for _ in range(2):
+        run_any(command, out)
+    run_any(command, out, "--bpe-merges", 20)
+    after = snapshot(out)
+    assert {name: after[name] for name in before} == before
+    new = {name.split("/")[0] for name in after.keys() - before.keys()}
+    assert new == {*STAGES[:-1], ".stamps"}
+
+
+def test_originals_where_a_stage_is_written(multi30k, capsys):
+    """The commands that once deleted their own input."""
+    folder = multi30k / "project"
+    for name in ("raw", "bpe"):
+        shutil.copytree(multi30k, folder / name, ignore=lambda *_: ["project", "test_2018_x.de"])
+    options = ["multi30k", "--raw", folder / "raw", "--out", folder]
+    message = refused(capsys, multi30k, run, *options)
+    assert f"{folder}/raw lies in {folder}/raw, which --out {folder} writes; move it" in message
+    train = text_options(folder, "--train", folder / "bpe" / "train", out=".")
+    message = refused(capsys, multi30k, run, *train)
+    assert f"{folder}/bpe/train.de.gz lies in {folder}/bpe" in message
+    (multi30k / "link").symlink_to(folder / "raw")
+    options[2] = multi30k / "link"
+    assert "link lies in" in refused(capsys, multi30k, run, *options)
+    # beside the stages they are found
+    options[2] = folder / "orig"
+    (folder / "raw").rename(folder / "orig")
+    (folder / "bpe").rename(folder / "elsewhere")
+    run(*options, "--no-binarize", "--workers", 1, "--bpe-merges", 20)
+    assert len(lines_of(folder / "raw" / "train.de")) == 40
+
+
+def test_the_output_of_an_earlier_run_is_no_input(data, capsys):
+    out = run_text(data)
+    more = ["--no-binarize", "--test", out / "tok" / "test"]
+    message = refused(capsys, data, run, *text_options(data, *more))
+    assert "tok/test.de lies in" in message
+
+
+def test_data_in_the_output_folder_are_found(multi30k):
+    run("multi30k", "--raw", multi30k, "--out", multi30k, "--no-binarize", "--bpe-merges", 20)
+    assert pairs_of(multi30k / "raw", "test") == corpus(2, 2)
+    run("multi30k", "--raw", multi30k, "--out", multi30k, "--no-binarize", "--bpe-merges", 10)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name"),
+    [
+        (lambda out: as_file(out / "tok" / "notes.txt"), "tok/notes.txt"),
+        (lambda out: (out / "tok" / "mine").mkdir(), "tok/mine"),
+        (lambda out: (out / "tok" / "link").symlink_to(out), "tok/link"),
+        (lambda out: flip(out / "tok" / "train.de"), "tok/train.de"),
+        (lambda out: flip(out / "code"), "code"),
+        (lambda out: (out / "tok" / "train.de").write_text("cut"), "tok/train.de"),
+    ],
+)
+def test_what_the_user_added_or_changed_is_kept(data, capsys, spoil, name):
+    out = run_text(data)
+    spoil(out)
+    message = refused(capsys, data, run_text, data, "--lowercase")
+    assert f"in the way of what is to be written: {out / name}; this prepare.py did not" in message
+    if name != "tok/train.de":  # a run that would not replace it leaves it where it is
+        before = snapshot(out)
+        run_text(data)
+        assert snapshot(out) == before
+
+
+def flip(path):
+    """Another first letter: the file's size is the same."""
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+def test_what_changes_while_a_stage_is_made_is_kept(data, capsys, monkeypatch):
+    out = run_text(data)
+    build = prepare.Preparation.build_tok
+
+    def slow(self, part):
+        flip(out / "tok" / "train.de")
+        return build(self, part)
+
+    monkeypatch.setattr(prepare.Preparation, "build_tok", slow)
+    content = (out / "tok" / "train.de").read_bytes()
+    assert "tok/train.de; this" in error_of(capsys, run_text, data, "--lowercase")
+    changed = (out / "tok" / "train.de").read_bytes()
+    assert changed != content and changed[1:] == content[1:]
+
+
+def test_stamps_of_the_version_before(data, capsys):
+    """They say what is done; but not what was written, so that nothing is replaced by them."""
+    out = run_text(data)
+    for path in out.glob(".stamps/*.json"):
+        record = json.loads(path.read_text())
+        del record["sha256"]
+        path.write_text(json.dumps(record))
+    capsys.readouterr()
+    run_text(data)
+    assert redone(capsys.readouterr().out) == []
+    message = refused(capsys, data, run_text, data, "--max-length", 99)
+    assert f"to be written: {out}/split, {out}/code, {out}/bpe; this prepare.py" in message
+    assert "Move or delete it, or give another --out" in message
+    for name in ("split", "bpe"):
+        shutil.rmtree(out / name)
+    (out / "code").unlink()
+    run_text(data, "--max-length", 99)
+    assert redone(capsys.readouterr().out) == ["split", "code", "bpe"]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "theirs", '{"digest": 1}', ""])
+def test_a_stamp_of_something_else(data, capsys, content):
+    write_lines(data / "out" / ".stamps" / "raw.json", [content])
+    assert "raw.json is no stamp of prepare.py" in refused(capsys, data, run_text, data)
+
+
+def test_a_linked_stage(data, capsys):
+    """One that is done may lie elsewhere; one that is to be made is refused before any work."""
+    out = run_text(data)
+    (out / "tok").rename(data / "big disk")
+    (out / "tok").symlink_to(data / "big disk")
+    capsys.readouterr()
+    run_text(data)
+    assert redone(capsys.readouterr().out) == []
+    message = refused(capsys, data, run_text, data, "--lowercase")
+    assert f"in the way of what is to be written: {out}/tok; " in message
+    (data / "linked").symlink_to(out)
+    run_text(data, out="linked")
+    assert redone(capsys.readouterr().out) == []
+
+
+def start(data):
+    """The script, on its way; its --out is `data`/out."""
+    options = [*text_options(data, "--workers", 2, "--valid", data / "valid"), "--bpe-merges", 9999]
+    return subprocess.Popen(map(str, [sys.executable, SCRIPT, *options]), stderr=subprocess.PIPE)
+
+
+def test_one_run_at_a_time_and_none_after_a_killed_one_waits(data, capsys, monkeypatch):
+    write_pairs(data / "train", corpus(50_000))
+    with start(data) as first:
+        while not list((data / "out").glob(".stamps/.evolving-attention-*/*")):
+            assert first.poll() is None
+            time.sleep(0.01)
+        message = error_of(capsys, run_text, data)
+        assert f"another run is at work in {data}/out; wait for its end" in message
+        assert first.poll() is None
+        first.kill()
+    write_pairs(data / "train", corpus(60))
+    assert list((data / "out").glob(".stamps/.evolving-attention-*"))
+    out = run_text(data)
+    assert not list(out.rglob(".evolving-attention-*"))
+    assert len(lines_of(out / "bpe" / "train.de")) == 60
 
 
 # ----------------------------------------------------------------------------------- errors
@@ -579,7 +825,7 @@ def test_unfit_archives(tmp_path, capsys):
     [
         (["--target-lang", "de"], "source and target language are both de"),
         (["--target-lang", "e-n"], "'e-n' is not letters, digits and _"),
-        (["--bpe-merges", "0"], "'0' is not a whole number of at least 1"),
+        (["--bpe-merges", "0"], "must be a whole number of at least 1, got 0"),
         (["--ratio", "0.5"], "--ratio 0.5: longer side / shorter side is never below 1"),
         (["--ratio", "nan"], "--ratio nan"),
         (["--min-length", "9", "--max-length", "8"], "--min-length 9 is above --max-length 8"),

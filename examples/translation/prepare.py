@@ -10,7 +10,8 @@
 The steps and their defaults are those of fairseq's prepare-iwslt14.sh and prepare-wmt14en2de.sh,
 on sacremoses and subword-nmt in place of Moses' Perl scripts. Nothing is downloaded. Each stage
 leaves one file or folder in --out, and a later run skips the stages whose inputs and options
-have not changed:
+have not changed. What it did not write itself, or what has changed since, it neither replaces nor
+deletes: it stops before any work and says what is in the way.
 
     raw/       sentences as they come, one a line: test.de, test.en, ... are sacreBLEU's references
     tok/       tokenised, and lower-cased where asked for
@@ -54,8 +55,17 @@ try:
     from subword_nmt.apply_bpe import BPE
     from subword_nmt.learn_bpe import learn_bpe
     from tqdm import tqdm
+
+    from evolving_attention.commands import (
+        PART,
+        DataError,
+        alone_in,
+        check_data_path,
+        positive,
+        whole_or_not_at_all,
+    )
 except ImportError as error:
-    sys.exit(f"prepare.py: error: {error}; try: pip install sacremoses subword-nmt tqdm")
+    sys.exit(f"prepare.py: error: {error}; try: pip install -e '.[fairseq]' in the repository")
 
 Pair = tuple[str, str]
 Report = dict[str, int]
@@ -64,10 +74,6 @@ STAMP_VERSION = 1  # raise it when a stage's output changes for the same options
 BLOCK_PAIRS = 1000  # pairs handed to a worker at a time
 MAX_WORD_CHARS = 1000  # clean-corpus-n.perl drops pairs with longer words
 SNIFF_BYTES = 8000  # how far into a file to look for signs of a binary one
-
-
-class DataError(Exception):
-    """The data cannot be used; the message says which file and line, and what would be right."""
 
 
 # ------------------------------------------------------------------------------- recipes
@@ -130,6 +136,9 @@ RECIPES = {
 
 IWSLT14_TESTS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
 
+
+STAGES = ("raw", "tok", "split", "code", "bpe", "data-bin")
+STAMPS = ".stamps"
 
 # ------------------------------------------------------------------- reading what users have
 
@@ -203,15 +212,17 @@ class Finder:
     """Finds files by name in a folder, at any depth and inside its tar archives too."""
 
     def __init__(self, raw: Path, out: Path) -> None:
-        """raw: a folder or one tar archive. out: the output folder, which is not searched.
+        """raw: a folder or one tar archive. out: the output folder, whose stages are not searched.
         DataError if raw is neither."""
         if not raw.exists():
             raise DataError(f"{raw}: no such file or folder; --raw is where the data lie")
+        check_input(raw, out)
         endings = (".tgz", ".tar.gz", ".tar")
         if raw.is_file() and not raw.name.endswith(endings):
             raise DataError(f"{raw}: neither a folder nor a {', '.join(endings)} archive")
         paths = sorted(raw.rglob("*")) if raw.is_dir() else [raw]
-        paths = [path for path in paths if path.is_file() and not is_under(path, out)]
+        places = written_places(out)
+        paths = [path for path in paths if path.is_file() and not place_of(path, places)]
         self.raw = raw
         self.archives = [path for path in paths if path.name.endswith(endings)]
         self.files = [TextFile(path) for path in paths if not path.name.endswith(endings)]
@@ -243,8 +254,23 @@ class Finder:
         return found[0]
 
 
-def is_under(path: Path, folder: Path) -> bool:
-    return folder.resolve() in path.resolve().parents
+def written_places(out: Path) -> dict[Path, Path]:
+    """Where --out is written to: real paths, and what they are called."""
+    return {(out / name).resolve(): out / name for name in (*STAGES, STAMPS)}
+
+
+def place_of(path: Path, places: dict[Path, Path]) -> Path | None:
+    """The one of the places that the path is, or lies in."""
+    path = path.resolve()
+    return next((places[x] for x in (path, *path.parents) if x in places), None)
+
+
+def check_input(path: Path, out: Path) -> None:
+    """DataError if the path lies where --out is written to."""
+    if place := place_of(path, written_places(out)):
+        raise DataError(
+            f"{path} lies in {place}, which --out {out} writes; move it, or give another --out"
+        )
 
 
 @dataclass(frozen=True)
@@ -355,6 +381,7 @@ def text_sets(args: argparse.Namespace) -> Sets:
         paths = [Path(f"{prefix}.{lang}"), Path(f"{prefix}.{lang}.gz")]
         for path in paths:
             if path.is_file():
+                check_input(path, args.out)
                 return TextFile(path)
         raise DataError(f"{paths[0]}: no such file (nor {paths[1].name})")
 
@@ -531,68 +558,109 @@ def clean(pairs: Iterable[Pair], limits: Limits | None, dropped: Counter[str]) -
 # -------------------------------------------------------------------------------- stages
 
 
-class Stages:
-    """Runs stages in order; each stage's file or folder in `out` appears whole or not at all.
+@dataclass(frozen=True)
+class Stage:
+    """How a file or folder of --out is made. It appears there whole or not at all.
 
-    The digest in a stage's stamp covers its options and all stages before it, so that a changed
-    option redoes the stages from there on and none before."""
+    The stamp says which options it was made with and what was written. Only that is ever replaced:
+    what the stamp does not list, and what has changed since, is the user's."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.digest = ""
+    out: Path
+    name: str
+    digest: str  # of its options and of all stages before it
+    build: Callable[[Path], Report]  # writes it to a path
 
-    def run(self, name: str, options: object, build: Callable[[Path], Report]) -> Report:
-        """The report of build(path), which writes to that path; of an earlier run if its stamp
-        and its output are still good."""
-        key = json.dumps([STAMP_VERSION, self.digest, name, options], sort_keys=True)
-        self.digest = hashlib.sha256(key.encode()).hexdigest()
-        target, stamp = self.out / name, self.out / ".stamps" / f"{name}.json"
-        report = self._finished(target, stamp)
+    @property
+    def target(self) -> Path:
+        return self.out / self.name
+
+    @property
+    def stamp(self) -> Path:
+        return self.out / STAMPS / f"{self.name}.json"
+
+    def record(self) -> dict:
+        """The stamp of an earlier run; empty if there is none. DataError if it is no stamp."""
+        try:
+            record = json.loads(self.stamp.read_text(encoding="utf-8"))
+            return {key: record[key] for key in ("digest", "report", "sizes")} | record
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{self.stamp} is no stamp of prepare.py; give another --out") from None
+
+    def finished(self) -> Report | None:
+        """The report of an earlier run, if all that it wrote is still there."""
+        record = self.record()
+        if record.get("digest") != self.digest:
+            return None
+        for name, size in record["sizes"].items():
+            path = self.target / name
+            if not path.is_file() or path.stat().st_size != size:
+                return None
+        return record["report"]
+
+    def in_the_way(self) -> list[Path]:
+        """What stands where the stage is written, but was not written by it, or changed since."""
+        if self.target.is_symlink():
+            return [self.target]
+        known = self.record().get("sha256", {})
+        found = contents(self.target)
+        others = [path for name, path in found.items() if checksum(path) != known.get(name, "")]
+        return [self.target] if found and len(others) == len(found) else others
+
+    def run(self) -> Report:
+        report = self.finished()
         if report is not None:
-            print(f"{name:9}{describe(report)} (unchanged, skipped)", flush=True)
+            print(f"{self.name:9}{describe(report)} (unchanged, skipped)", flush=True)
             return report
-        part = self.out / f"{name}.part"
-        for path in (stamp, part):
-            remove(path)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        report = build(part)
-        remove(target)
-        os.replace(part, target)
-        self._write_stamp(stamp, {"digest": self.digest, "report": report, "sizes": sizes(target)})
-        print(f"{name:9}{describe(report)}", flush=True)
+        with whole_or_not_at_all(self.target, within=self.stamp.parent) as part:
+            report = self.build(part)
+            written = contents(part)
+            record = {"digest": self.digest, "report": report}
+            record["sizes"] = {name: path.stat().st_size for name, path in written.items()}
+            record["sha256"] = {name: checksum(path) for name, path in written.items()}
+            check_targets([self])  # once more, for the work may have taken hours
+            for path in contents(self.target).values():
+                path.unlink()
+            if self.target.is_dir():
+                self.target.rmdir()
+            with whole_or_not_at_all(self.stamp, overwrite=True) as stamp:
+                stamp.write_text(json.dumps(record), encoding="utf-8")
+        print(f"{self.name:9}{describe(report)}", flush=True)
         return report
 
-    def _finished(self, target: Path, stamp: Path) -> Report | None:
-        try:
-            record = json.loads(stamp.read_text())
-            good = record["digest"] == self.digest and record["sizes"] == sizes(target)
-            return record["report"] if good else None
-        except (OSError, ValueError, KeyError):
-            return None
 
-    def _write_stamp(self, stamp: Path, record: dict) -> None:
-        stamp.parent.mkdir(exist_ok=True)
-        part = stamp.with_suffix(".part")
-        part.write_text(json.dumps(record))
-        os.replace(part, stamp)
+def check_targets(stages: Iterable[Stage]) -> None:
+    """DataError if what a stage would replace is not its own."""
+    paths = [path for stage in stages if stage.finished() is None for path in stage.in_the_way()]
+    if paths:
+        names = ", ".join(map(str, paths[:5])) + (f" and {len(paths) - 5} more" * (len(paths) > 5))
+        raise DataError(
+            f"in the way of what is to be written: {names}; this prepare.py did not write that, or "
+            "it has changed since. Move or delete it, or give another --out"
+        )
+
+
+def contents(path: Path) -> dict[str, Path]:
+    """The file at `path`, or what is in the folder `path`, by relative names."""
+    if path.is_dir():
+        return {str(found.relative_to(path)): found for found in sorted(path.rglob("*"))}
+    return {".": path} if os.path.lexists(path) else {}
+
+
+def checksum(path: Path) -> str | None:
+    """SHA-256 of a file; None for a link, a folder and what else is no file."""
+    if path.is_symlink() or not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(partial(file.read, 2**20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def describe(report: Report) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in report.items())
-
-
-def remove(path: Path) -> None:
-    """Removes a file or folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def sizes(path: Path) -> dict[str, int]:
-    """Bytes of each file at or under the path."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return {str(f.relative_to(path)): f.stat().st_size for f in files if f.is_file()}
 
 
 def progress(pairs: Iterable[Pair], what: str, total: int | None = None) -> Iterable[Pair]:
@@ -624,17 +692,27 @@ class Preparation:
             for corpus in corpora
         ]
         limits = [x and asdict(x) for x in (self.limits_before_bpe, self.limits_after_bpe)]
-        stages = [
-            ("raw", [self.args.command, self.langs, inputs], self.build_raw),
-            ("tok", self.token_options(), self.build_tok),
-            ("split", [limits[0], self.valid_every], self.build_split),
-            ("code", self.args.bpe_merges, self.build_code),
-            ("bpe", limits[1], self.build_bpe),
-            ("data-bin", self.args.joined_dictionary, self.build_data_bin),
-        ]
-        runner = Stages(self.out)
-        for name, options, build in stages[: 6 if self.args.binarize else 5]:
-            self.reports[name] = runner.run(name, options, build)
+        steps = {
+            "raw": ([self.args.command, self.langs, inputs], self.build_raw),
+            "tok": (self.token_options(), self.build_tok),
+            "split": ([limits[0], self.valid_every], self.build_split),
+            "code": (self.args.bpe_merges, self.build_code),
+            "bpe": (limits[1], self.build_bpe),
+            "data-bin": (self.args.joined_dictionary, self.build_data_bin),
+        }
+        stages, digest = [], ""
+        for name in STAGES if self.args.binarize else STAGES[:-1]:
+            options, build = steps[name]
+            key = json.dumps([STAMP_VERSION, digest, name, options], sort_keys=True)
+            digest = hashlib.sha256(key.encode()).hexdigest()
+            stages.append(Stage(self.out, name, digest, build))
+        check_targets(stages)
+        (self.out / STAMPS).mkdir(parents=True, exist_ok=True)
+        with alone_in(self.out):
+            for left in self.out.glob(f"{STAMPS}/{PART}*"):  # by a run that was killed
+                shutil.rmtree(left)
+            for stage in stages:
+                self.reports[stage.name] = stage.run()
 
     def token_options(self) -> dict[str, bool]:
         return {
@@ -728,7 +806,7 @@ class Preparation:
         print("data-bin: fairseq-preprocess is at work", file=sys.stderr, flush=True)
         # run in the output folder: a comma in its path would split --testpref
         done = subprocess.run(
-            [sys.executable, *command, "--destdir", part.name],
+            [sys.executable, *command, "--destdir", str(part.relative_to(self.out))],
             cwd=self.out,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -801,13 +879,6 @@ def train_command(args: argparse.Namespace) -> str:
         f"--save-dir {shlex.quote(f'checkpoints/{args.out.name}')}",
     ]
     return " \\\n    ".join(lines)
-
-
-def positive(text: str) -> int:
-    """An argparse type: an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def language(text: str) -> str:
@@ -905,6 +976,8 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error(f"--min-length {args.min_length} is above --max-length {args.max_length}")
     if args.valid_every < 2:
         parser.error("--valid-every 1 leaves nothing to train on; give 2 or more")
+    if args.binarize:
+        check_data_path(args.out)
     if args.binarize and importlib.util.find_spec("fairseq_cli") is None:
         parser.error("fairseq is not installed; install it, or stop before it with --no-binarize")
 
@@ -913,8 +986,8 @@ def main(argv: list[str] | None = None) -> None:
     tqdm.monitor_interval = 0  # no thread beside the forking of the workers
     parser = build_parser()
     args = parser.parse_args(argv)
-    check_options(parser, args)
     try:
+        check_options(parser, args)
         preparation = Preparation(args)
         preparation.run()
         for name in preparation.tests:
@@ -929,7 +1002,7 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        sys.exit(f"prepare.py: error: {error.filename or args.out}: {error.strerror}")
+        sys.exit(f"prepare.py: error: {error.filename or args.out}: {error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit("prepare.py: interrupted; the same command goes on from the stage it was in")
 

@@ -1,0 +1,110 @@
+"""What the commands of this project share: types of options, and outputs that spare users' files.
+
+The rule of all of them: no file is deleted or overwritten that the command did not write itself,
+unless the user asks for it by --overwrite.
+"""
+
+import argparse
+import ast
+import contextlib
+import errno
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Iterator, Optional, Tuple
+
+PART = ".evolving-attention-"  # how the folders begin in which outputs are written
+
+
+class DataError(Exception):
+    """What was given cannot be used; the message says where, and what would be right."""
+
+
+def positive(text: str) -> int:
+    """An argparse type: what counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return int(text)
+
+
+def name_value(text: str) -> Tuple[str, Any]:
+    """An argparse type: NAME=VALUE, the value a Python literal or else a string."""
+    name, found, value = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace output files that exist already"
+    )
+
+
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """Raises OSError, naming the remedy, unless a new file (or, by `overwrite`, one in the place
+    of an old one) can be written to `path`. Devices and pipes hold nothing that could be lost."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    is_file = path.is_file() or path.is_symlink()
+    if is_file and not overwrite:
+        raise FileExistsError(f"{path} exists already; choose another name, or add --overwrite")
+    if (is_file or not path.exists()) and not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the folder {path.parent} cannot be written to")
+
+
+@contextlib.contextmanager
+def whole_or_not_at_all(
+    path: Path, overwrite: bool = False, within: Optional[Path] = None
+) -> Iterator[Path]:
+    """A path to write a file or a folder to; it becomes `path` at the end if no error comes.
+
+    Args:
+        overwrite: whether a file at `path` may be replaced; a folder never is.
+        within: the folder for what is unfinished, on the same file system; default: beside `path`.
+
+    Raises:
+        OSError: something is at `path`, before or after the work.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path  # a device or a pipe
+        return
+    if path.is_file() and overwrite:
+        path = path.resolve()  # of a link the file, not the link, is replaced
+    with tempfile.TemporaryDirectory(prefix=PART, dir=within or path.parent) as folder:
+        part = Path(folder) / path.name
+        yield part
+        if os.path.lexists(path) and not (path.is_file() and overwrite):
+            raise FileExistsError(f"{path} exists already; move it, or choose another name")
+        os.replace(part, path)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of `folder` by a lock on its file .lock, which the system frees when
+    the process ends, however it ends. DataError if another run holds it."""
+    import fcntl  # Windows has none, and other commands than those that need it
+
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise DataError(
+                    f"another run is at work in {folder}; wait for its end, or give another folder"
+                ) from None
+            # else a file system without locks
+        yield
+
+
+def check_data_path(path: Path) -> None:
+    """DataError if fairseq would read `path` as several paths."""
+    if os.pathsep in str(path):
+        raise DataError(
+            f"{path}: fairseq takes {os.pathsep!r} for the end of a path; choose a name without it"
+        )
