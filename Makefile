@@ -35,4 +35,4 @@ $(VENV)/ready: setup.py
 	@touch $@
 
 clean:
-	rm -rf build $(VENV) *.egg-info
+	rm -rf build $(patsubst %/ready,%,$(wildcard $(VENV)/ready)) *.egg-info

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from evolving_attention.commands import add_overwrite, check_output, positive
+
 OURS = "ours"
 LITERAL = "literal"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -28,12 +30,6 @@ Step = Callable[[], None]
 
 # The profiler would announce each of its starts and stops between the progress bars.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return int(text)
 
 
 def make_parser(doc: str) -> argparse.ArgumentParser:
@@ -59,6 +55,7 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=positive, help="of the CPU (default: torch's choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single time there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
+    add_overwrite(parser)
     return parser
 
 
@@ -68,10 +65,11 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no such device here")
     for name, value in vars(args).items():
-        if isinstance(value, Path) and not value.resolve().parent.is_dir():
-            parser.error(f"--{name} {value}: there is no folder {value.parent}")
-        if isinstance(value, Path) and value.is_dir():
-            parser.error(f"--{name} {value}: must be a file, this is a folder")
+        if isinstance(value, Path):
+            try:
+                check_output(value, args.overwrite)
+            except OSError as error:
+                parser.error(f"--{name}: {error}")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)

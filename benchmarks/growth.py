@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from common import LITERAL, MEBIBYTE, OURS, Report, machine, make_parser, parse, positive, training
+from common import LITERAL, MEBIBYTE, OURS, Report, machine, make_parser, parse, training
 from literal import make_literal
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evolving_attention import AttentionEvolution
+from evolving_attention.commands import positive
 
 HEAD_DIM = 64
 # Told apart by lines and markers too; colours of Okabe and Ito, which colour-blind people see.

@@ -5,7 +5,6 @@ which cannot load fairseq's checkpoints on torch >= 2.6.
 """
 
 import argparse
-import os
 import re
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 import ea_fairseq  # noqa: F401 (makes the checkpoints loadable)
+from evolving_attention.commands import add_overwrite, check_output, whole_or_not_at_all
 
 
 def load(path: Path) -> Dict:
@@ -106,6 +106,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         "--inputs", required=True, nargs="+", type=Path, help="checkpoints, or their one folder"
     )
     parser.add_argument("--output", required=True, type=Path, help="the checkpoint to write")
+    add_overwrite(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--num-epoch-checkpoints",
@@ -152,10 +153,10 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         missing = [str(path) for path in args.inputs if not path.is_file()]
         if missing:
             parser.error(f"no such file: {', '.join(missing)}")
-    if args.output.is_dir():
-        parser.error(f"--output must be a file, {args.output} is a folder")
-    if not args.output.absolute().parent.is_dir():
-        parser.error(f"--output: no such folder: {args.output.absolute().parent}")
+    try:
+        check_output(args.output, args.overwrite)
+    except OSError as error:
+        parser.error(f"--output: {error}")
     if (args.num_best_checkpoints or 0) > len(args.inputs):
         parser.error(f"--num-best-checkpoints: there are {len(args.inputs)} inputs only")
     return args
@@ -178,10 +179,9 @@ def main(argv: Optional[List[str]] = None) -> None:
         averaged = average_checkpoints(paths)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    part = args.output.with_name(args.output.name + ".part")
     try:
-        torch.save(averaged, part)
-        os.replace(part, args.output)
+        with whole_or_not_at_all(args.output, args.overwrite) as part:
+            torch.save(averaged, part)
     except (OSError, RuntimeError) as error:
         raise SystemExit(f"error: {args.output} cannot be written: {error}") from None
     print("written to", args.output)

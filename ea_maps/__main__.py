@@ -11,21 +11,21 @@ put beside the first by --compare.
 """
 
 import argparse
-import ast
 import logging
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import matplotlib
 
 from ea_maps import draw
 from ea_maps.measure import Movement, movement, table
+from evolving_attention.commands import add_overwrite, name_value, positive
 
 Movements = Dict[str, Dict[str, List[Movement]]]
 
 
-def sentence(args: argparse.Namespace) -> Movements:
+def sentence(args: argparse.Namespace) -> Tuple[draw.Figures, Movements]:
     from ea_maps.sentence import axes_of, encode, is_translation, load, maps_of, translate
 
     checkpoint = load(args.checkpoint, args.data)
@@ -37,22 +37,24 @@ def sentence(args: argparse.Namespace) -> Movements:
     elif args.target:
         raise ValueError("--target: this model does not translate")
     axes = axes_of(checkpoint, source, target)
+    parts = [attention if len(axes) > 1 else None for attention in axes]
+    draw.check_paths(args.out, parts, args.overwrite)
     models = {args.names[0]: maps_of(checkpoint, source, target)}
     if args.compare:
         other = load(args.compare, args.data)
         if axes != axes_of(other, source, target):
             raise ValueError(f"--compare: {args.compare} has another dictionary")
         models[args.names[1]] = maps_of(other, source, target)
+    figures: draw.Figures = {}
     found: Movements = {}
-    for attention, (queries, keys) in axes.items():
+    for part, (attention, (queries, keys)) in zip(parts, axes.items(), strict=True):
         picked = {name: maps[attention] for name, maps in models.items()}
-        figure = draw.draw_tokens(picked, queries, keys, args.layers, args.heads)
-        print(draw.save(figure, args.out, attention if len(axes) > 1 else None))
+        figures[part] = draw.draw_tokens(picked, queries, keys, args.layers, args.heads)
         found[attention] = {name: movement(maps) for name, maps in picked.items()}
-    return found
+    return figures, found
 
 
-def image(args: argparse.Namespace) -> Movements:
+def image(args: argparse.Namespace) -> Tuple[draw.Figures, Movements]:
     from PIL import Image, UnidentifiedImageError
 
     from ea_maps.image import load, look
@@ -80,12 +82,11 @@ def image(args: argparse.Namespace) -> Movements:
         name: look(load(model, checkpoint, **options), picture, options.get("img_size"))
         for name, (model, checkpoint, options) in zip(args.names, sides, strict=False)
     }
-    figure = draw.draw_image(looks, args.layers, args.heads)
-    print(draw.save(figure, args.out))
-    return {"self-attention": {name: movement(one.maps) for name, one in looks.items()}}
+    figures = {None: draw.draw_image(looks, args.layers, args.heads)}
+    return figures, {"self-attention": {name: movement(one.maps) for name, one in looks.items()}}
 
 
-def series(args: argparse.Namespace) -> Movements:
+def series(args: argparse.Namespace) -> Tuple[draw.Figures, Movements]:
     from ea_aeon.data import read
     from ea_maps.series import load, look
 
@@ -96,20 +97,8 @@ def series(args: argparse.Namespace) -> Movements:
     models = {args.names[0]: maps}
     if args.compare:
         models[args.names[1]] = look(*load(args.compare), cases[args.case])[1]
-    figure = draw.draw_series(models, seen.numpy(), args.layers, args.heads)
-    print(draw.save(figure, args.out))
-    return {"self-attention": {name: movement(maps) for name, maps in models.items()}}
-
-
-def option(text: str) -> Tuple[str, Any]:
-    """NAME=VALUE, the value a Python literal or else a string."""
-    name, found, value = text.partition("=")
-    if not found:
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    figures = {None: draw.draw_series(models, seen.numpy(), args.layers, args.heads)}
+    return figures, {"self-attention": {name: movement(maps) for name, maps in models.items()}}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -121,8 +110,9 @@ def build_parser() -> argparse.ArgumentParser:
     doors = parser.add_subparsers(required=True, metavar="sentence | image | series")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", type=Path, default=Path("maps.png"), help=".png, .svg or .pdf")
-    common.add_argument("--layers", type=int, default=6, help="to draw at most (default: 6)")
-    common.add_argument("--heads", type=int, default=4, help="to draw at most (default: 4)")
+    add_overwrite(common)
+    common.add_argument("--layers", type=positive, default=6, help="to draw at most (default: 6)")
+    common.add_argument("--heads", type=positive, default=4, help="to draw at most (default: 4)")
     common.add_argument(
         "--names",
         nargs=2,
@@ -145,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     door.add_argument("model", help="ea_*, or a plain ViT or DeiT")
     door.add_argument("image", type=Path)
     door.add_argument("--checkpoint", default="", help="default: random weights")
-    options = {"action": "append", "type": option, "metavar": "NAME=VALUE"}
+    options = {"action": "append", "type": name_value, "metavar": "NAME=VALUE"}
     door.add_argument(
         "--option", default=[], **options, help="of timm.create_model, as img_size=32"
     )
@@ -170,15 +160,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[List[str]] = None) -> None:
     args = build_parser().parse_args(argv)
     try:
-        for name in ("layers", "heads"):
-            if getattr(args, name) < 1:
-                raise ValueError(f"--{name} must be 1 or more, got {getattr(args, name)}")
-        draw.check_path(args.out)
+        parts = ["movement"] if args.run is sentence else [None, "movement"]
+        draw.check_paths(args.out, parts, args.overwrite)
         if args.names[0] == args.names[1]:
             raise ValueError(f"--names must differ, got {args.names[0]} twice")
         with matplotlib.rc_context({"font.family": draw.fonts()}):
-            found = args.run(args)
-            print(draw.save(draw.draw_movement(found), args.out, "movement"))
+            figures, found = args.run(args)
+            figures["movement"] = draw.draw_movement(found)
+            print(*draw.save(figures, args.out, args.overwrite), sep="\n")
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"ea_maps: error: {error}")
     for attention, models in found.items():

@@ -1,7 +1,8 @@
 """Maps on paper: layers from top to bottom, heads from left to right, models side by side."""
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import matplotlib
 import matplotlib.font_manager
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ea_maps.measure import Movement
 from evolving_attention import AttentionMap
+from evolving_attention.commands import check_output, whole_or_not_at_all
 
 FORMATS = ("png", "svg", "pdf")
 LABELS = 24  # at most, along a map
@@ -28,6 +30,7 @@ FONTS += ("PingFang SC", "Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Noto Sa
 FONTS += ("Noto Sans Devanagari", "Noto Emoji", "Symbola", "Segoe UI Emoji")
 
 Models = Dict[str, Sequence[AttentionMap]]
+Figures = Dict[Optional[str], Figure]  # by what their files' names end in
 Cell = Callable[[Axes, str, AttentionMap, int], None]
 
 
@@ -218,20 +221,27 @@ def draw_movement(movements: Dict[str, Dict[str, List[Movement]]]) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path, part: Optional[str] = None) -> Path:
-    """Writes the figure as its suffix says, with `part` added to the name if given."""
-    if part is not None:
-        path = path.with_name(f"{path.stem}-{part}{path.suffix}")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    return path
+def named(out: Path, part: Optional[str]) -> Path:
+    """The path of a picture: `out`, with `part` added to the name if there is one."""
+    return out if part is None else out.with_name(f"{out.stem}-{part}{out.suffix}")
 
 
-def check_path(path: Path) -> None:
-    """Raises ValueError unless a picture can be written there."""
-    if path.suffix.lstrip(".").lower() not in FORMATS:
-        raise ValueError(f"--out must end in .{', .'.join(FORMATS)}, got {path}")
-    if not path.parent.is_dir():
-        raise ValueError(f"--out: there is no folder {path.parent}")
+def save(figures: Figures, out: Path, overwrite: bool = False) -> List[Path]:
+    """Writes the figures as the suffix of `out` says, all or none; returns their paths."""
+    paths = {named(out, part): figure for part, figure in figures.items()}
+    with ExitStack() as stack:
+        for path, figure in reversed(paths.items()):  # so that the last is there last
+            part = stack.enter_context(whole_or_not_at_all(path, overwrite))
+            figure.savefig(part, dpi=110, bbox_inches="tight", format=path.suffix[1:].lower())
+    return list(paths)
+
+
+def check_paths(out: Path, parts: Iterable[Optional[str]], overwrite: bool) -> None:
+    """Raises ValueError or OSError unless these pictures can be written."""
+    if out.suffix.lstrip(".").lower() not in FORMATS:
+        raise ValueError(f"--out must end in .{', .'.join(FORMATS)}, got {out}")
+    for part in parts:
+        check_output(named(out, part), overwrite)
 
 
 def fonts() -> List[str]:

@@ -92,10 +92,10 @@ def test_each_runs_and_reports_every_side(script, options, settings, tmp_path, m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--rounds 0", "--rounds: must be 1 or more, got 0"),
-        ("--rounds x", "--rounds: must be 1 or more, got x"),
-        ("--json .", "--json .: must be a file, this is a folder"),
-        ("--json nowhere/x.json", "--json nowhere/x.json: there is no folder nowhere"),
+        ("--rounds 0", "--rounds: must be a whole number of at least 1, got 0"),
+        ("--rounds x", "--rounds: must be a whole number of at least 1, got x"),
+        ("--json .", "--json: . is a folder; give the name of a file"),
+        ("--json nowhere/x.json", "--json: there is no folder nowhere to write x.json to"),
         ("--plot growth.txt", "--plot growth.txt: the name must end in one of .eps"),
     ],
 )
@@ -103,6 +103,16 @@ def test_bad_options_are_found_before_anything_runs(options, message, capsys):
     with pytest.raises(SystemExit):
         growth.main(options.split())
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["json", "markdown", "plot"])
+def test_no_file_is_overwritten_unasked(tmp_path, capsys, name):
+    path = tmp_path / "theirs.png"
+    path.write_text("theirs")
+    with pytest.raises(SystemExit):
+        growth.main([f"--{name}", str(path)])
+    assert f"--{name}: {path} exists already; choose another" in capsys.readouterr().err
+    assert path.read_text() == "theirs"
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_prepare import snapshot
 
 DEMO = Path(__file__).parent.parent / "examples/demo"
 sys.path.insert(0, str(DEMO))
@@ -107,15 +108,46 @@ def test_the_whole_demo_in_small(tmp_path, monkeypatch, capsys):
         demo.main()
 
 
-def test_only_a_demo_is_deleted(tmp_path):
-    (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(SystemExit, match="holds no demo"):
-        demo.claim(tmp_path, "{}", fresh=True)
-    assert (tmp_path / "thesis.txt").read_text() == "precious"
+@pytest.mark.parametrize("name", ["thesis.txt", "raw", "trained", "train.log", "checkpoints"])
+def test_a_folder_of_somebody_is_refused(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("theirs")
+    for mark in (False, True):
+        if mark:
+            (tmp_path / "demo.json").write_text('["theirs"]')
+        before = snapshot(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path)])
+        with pytest.raises(SystemExit, match="give another --out"):
+            demo.main()
+        assert snapshot(tmp_path) == before
 
 
-def test_fresh_starts_over(tmp_path):
-    demo.claim(tmp_path, "one", fresh=False)  # an empty folder is as good as none
-    (tmp_path / "trained").touch()
-    demo.claim(tmp_path, "two", fresh=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["demo.json"]
+def test_the_corpus_is_written_beside_the_users_files_only(tmp_path, monkeypatch, capsys):
+    (tmp_path / "thesis.txt").write_text("theirs")
+    (tmp_path / "valid.en").write_text("theirs")
+    before = snapshot(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["corpus.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        corpus.main()
+    assert "valid.en exists already" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+def test_no_two_sentences_are_alike_in_the_demo_itself(tmp_path):
+    """Of its real size, whatever case, punctuation and spaces are."""
+    corpus.build(tmp_path, seed=1, **demo.SIZES)
+    for lang in ("de", "en"):
+        seen = set()
+        for name in demo.SIZES:
+            seen |= {re.sub(r"\W", "", x.casefold()) for x in lines(tmp_path / f"{name}.{lang}")}
+        assert len(seen) == sum(demo.SIZES.values())
+
+
+@pytest.mark.parametrize("wrong", [[], [2], [5], [1, 6]])
+def test_every_pair_is_shown_once(tmp_path, capsys, wrong):
+    corpus.build(tmp_path / "raw", seed=1, train=1, valid=1, test=8)
+    references = lines(tmp_path / "raw" / "test.en")
+    ours = [f"{x}{' indeed' * (i in wrong)}" for i, x in enumerate(references)]
+    demo.show(tmp_path, ours)
+    shown = re.findall("German  (.*)", capsys.readouterr().out)
+    german = lines(tmp_path / "raw" / "test.de")
+    assert shown == [german[i] for i in sorted({0, 1, 2, 3, *wrong[:1]})]

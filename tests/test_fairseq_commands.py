@@ -183,13 +183,22 @@ def test_validate(data, trained):
 
 def test_averaged_checkpoint(data, trained, tmp_path, capsys):
     output = tmp_path / "average.pt"
-    averaging.main(
-        ["--inputs", str(trained), "--num-epoch-checkpoints", "2", "--output", str(output)]
-    )
+    first = ["--inputs", str(trained), "--num-epoch-checkpoints", "2", "--output", str(output)]
+    averaging.main(first)
     assert "checkpoint15.pt" in capsys.readouterr().out
     one, two = weights(trained / "checkpoint14.pt"), weights(trained / "checkpoint15.pt")
     mean = weights(output)
     assert mean.keys() == one.keys()
+    output.with_name("average.pt.part").write_text("theirs")
+    same = ["--inputs", str(trained / "checkpoint15.pt"), "--output", str(output)]
+    with pytest.raises(SystemExit):
+        averaging.main(same)
+    assert "average.pt exists already" in capsys.readouterr().err
+    averaging.main([*same, "--overwrite"])
+    for name, value in weights(output).items():
+        torch.testing.assert_close(value, two[name], atol=0, rtol=0)
+    assert output.with_name("average.pt.part").read_text() == "theirs"
+    averaging.main([*first, "--overwrite"])
     for name in mean:
         torch.testing.assert_close(mean[name], (one[name] + two[name]) / 2)
     _, hypotheses = generate(data, "--beam", 4, paths=[output])
@@ -208,7 +217,11 @@ def test_averaged_checkpoint(data, trained, tmp_path, capsys):
         (["--inputs", "{trained}/checkpoint15.pt", "--num-best-checkpoints", "2"], "1 inputs"),
         (["--inputs", "{trained}/checkpoint15.pt", "--checkpoint-upper-bound", "3"], "needs"),
         (["--inputs", "{trained}/checkpoint15.pt", "--num-best-checkpoints", "1"], "named as"),
-        (["--inputs", "{trained}/checkpoint15.pt", "--output", "."], "--output must be a file"),
+        (["--inputs", "{trained}/checkpoint15.pt", "--output", "."], ". is a folder"),
+        (
+            ["--inputs", "{trained}/checkpoint15.pt", "--output", __file__],
+            "test_fairseq_commands.py exists already",
+        ),
     ],
 )
 def test_averaging_says_what_is_wrong(trained, tmp_path, capsys, args, message):

@@ -16,6 +16,7 @@ from fairseq import checkpoint_utils
 from fairseq.data import Dictionary, data_utils, encoders
 from sklearn.metrics import f1_score, matthews_corrcoef
 from test_fairseq_commands import ONE_THREAD, USER_DIR, command, fairseq, weights
+from test_prepare import as_folder, snapshot
 from tokenizers import ByteLevelBPETokenizer
 
 from ea_fairseq.models.ea_roberta import EARobertaModel
@@ -308,6 +309,52 @@ def test_a_task_can_be_added(raw, text, tmp_path):
     assert not (tmp_path / "out" / "MRPC").exists()
 
 
+def test_a_folder_full_of_somebodys_files(raw, text, tmp_path):
+    """What is beside the new folders, under whatever name, stays."""
+    for name in ("text.part", "RTE.part", ".RTE", "bpe", "train", "dict.txt"):
+        as_folder(tmp_path / name)
+    before = snapshot(tmp_path)
+    options = ["--raw", raw[0], "--tasks", "RTE", "--bpe", text / "bpe"]
+    run("text", *options, "--valid-every", 9, "--out", tmp_path / "text")
+    run("tasks", *options, "--out", tmp_path)
+    after = snapshot(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"text", "RTE"}
+    assert (tmp_path / "text").stat().st_mode == (tmp_path / "bpe").stat().st_mode
+
+
+@pytest.mark.parametrize("command", ["text", "tasks"])
+@pytest.mark.parametrize("kind", ["file", "folder", "empty", "link"])
+def test_what_exists_is_refused_before_any_work(raw, text, tmp_path, command, kind):
+    path = tmp_path / "RTE"
+    if kind in ("folder", "empty"):
+        path.mkdir()
+    if kind == "folder":
+        as_folder(path)
+    if kind == "file":
+        path.write_text("theirs")
+    if kind == "link":
+        path.symlink_to("nowhere")
+    before = snapshot(tmp_path)
+    options = ["--raw", raw[0], "--tasks", "RTE", "CoLA", "--bpe", text / "bpe", "--out"]
+    with pytest.raises(SystemExit, match="RTE.* already; move "):
+        run(command, *options, path if command == "text" else tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+def test_paths_that_fairseq_would_split(raw, text, tasks, tmp_path):
+    message = "fairseq takes ':' for the end of a path"
+    options = ["--raw", raw[0], "--tasks", "RTE", "--bpe", text / "bpe", "--out", tmp_path / "a:b"]
+    for name in ("text", "tasks"):
+        with pytest.raises(SystemExit, match=message):
+            run(name, *options)
+    assert not list(tmp_path.iterdir())
+    shutil.copytree(tasks / "RTE", tmp_path / "a:b")
+    with pytest.raises(SystemExit, match=message):
+        finetune.main(["RTE", "--data", f"{tmp_path}/a:b", "--save-dir", str(tmp_path / "x")])
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_dictionary_of_another_bpe_is_refused(raw, text, tmp_path):
     bpe = tmp_path / "bpe"
     shutil.copytree(text / "bpe", bpe)
@@ -481,10 +528,14 @@ def test_finetuning_and_evaluation(text, tasks, pretrained, tmp_path, capsys, na
         for line, row in zip(sentences, rows, strict=True)
     ]
     assert sum(right) > 80
+    predictions = (tmp_path / "out.tsv").read_bytes()
+    with pytest.raises(SystemExit, match="out.tsv exists already; choose another name, or add"):
+        evaluate.main([*same, "--predictions", str(tmp_path / "out.tsv")])
+    assert (tmp_path / "out.tsv").read_bytes() == predictions
     with pytest.raises(SystemExit, match="test of .* has no labels: give --predictions"):
         evaluate.main([*same, "--split", "test"])
 
-    with pytest.raises(SystemExit, match="No such file .*nowhere"):
+    with pytest.raises(SystemExit, match="there is no folder .*nowhere"):
         evaluate.main([*same, "--predictions", str(tmp_path / "nowhere/out.tsv")])
 
     # Other options, another checkpoint, other data: refused.
@@ -560,6 +611,33 @@ def test_a_failed_training_says_why(tasks, tmp_path):
     options[-2:] = ["--ea-beta", 2]  # nothing was trained yet, so other options are welcome
     with pytest.raises(SystemExit, match="fairseq-train failed(.|\n)*--ea-beta must lie in"):
         finetune.main(["RTE", *map(str, [*options, *SMALL])])
+
+
+@pytest.mark.parametrize(
+    "name", ["command.txt", "finished", "train.log", "checkpoint_last.pt", "notes.txt"]
+)
+def test_a_folder_that_is_not_its_own_is_refused(tasks, tmp_path, name):
+    folder = tmp_path / "seed1"
+    as_folder(folder)
+    (folder / name).write_text("theirs\n")
+    before = snapshot(tmp_path)
+    options = ["--data", tasks / "RTE", "--save-dir", tmp_path, "--seeds", 1]
+    with pytest.raises(SystemExit, match="seed1 holds .*; move it, or choose another --save-dir"):
+        finetune.main(["RTE", *map(str, [*options, *SMALL])])
+    assert snapshot(tmp_path) == before
+
+
+def test_the_last_command_is_the_one_that_goes_on(tmp_path):
+    given = tmp_path / "command.txt"
+    for line in ("first", "first", "second", "second"):
+        finetune.claim(tmp_path, given, line)
+    assert given.read_text() == finetune.HEADER + "first\nsecond\n"
+    (tmp_path / "checkpoint_last.pt").touch()
+    finetune.claim(tmp_path, given, "second")
+    with pytest.raises(glue.DataError, match="a run with other options, see command.txt there"):
+        finetune.claim(tmp_path, given, "first")
+    given.write_text("as the version before wrote it\n")
+    finetune.claim(tmp_path, given, "as the version before wrote it")
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch-size", "update-freq", "max-positions", "lr"])

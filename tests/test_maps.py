@@ -235,7 +235,8 @@ def test_dollars_are_no_formula(tmp_path):
     names = ["$$", "$x$", "a_b"]
     maps = [AttentionMap("0", p, p) for p in [probabilities(1, 1, 3, 3)]]
     figure = draw.draw_tokens({"$a$": maps, "$": maps}, names, names, layers=1, heads=1)
-    assert draw.save(figure, tmp_path / "maps.svg").stat().st_size > 1000
+    (path,) = draw.save({None: figure}, tmp_path / "maps.svg")
+    assert path.stat().st_size > 1000
 
 
 def test_models_of_different_depth_are_drawn_whole():
@@ -355,7 +356,21 @@ def test_a_sentence_on_the_command_line(tmp_path, capsys, data):
             sentences_.load(plain).model(source, lengths, target)[0], expected
         )
     with pytest.raises(SystemExit, match="none of the tokens of 'q r' is in the dictionary"):
-        run("sentence", ours, "q r", "--out", out)
+        run("sentence", ours, "q r", "--out", tmp_path / "other.png")
+
+    # No picture is replaced unasked, under whichever of the names.
+    for part in ("encoder", "decoder", "encoder-decoder", "movement"):
+        folder = tmp_path / part
+        folder.mkdir()
+        (folder / f"maps-{part}.png").write_text("theirs")
+        with pytest.raises(SystemExit, match=f"maps-{part}.png exists already"):
+            run("sentence", ours, "a b", "--out", folder / "maps.png")
+        assert [path.read_text() for path in folder.iterdir()] == ["theirs"]
+    (folder / "maps.png").write_text("theirs")  # of this name none is written
+    run("sentence", ours, "a b", "--out", folder / "maps.png", "--overwrite")
+    assert len(list(folder.iterdir())) == 5
+    assert (folder / "maps.png").read_text() == "theirs"
+    assert (folder / "maps-movement.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_roberta_on_the_command_line(tmp_path, capsys, data):
@@ -408,16 +423,43 @@ def test_a_series_on_the_command_line(tmp_path, capsys):
     ("args", "message"),
     [
         (["--out", "maps.bmp"], "--out must end in .png, .svg, .pdf, got maps.bmp"),
-        (["--out", "/nowhere/maps.png"], "--out: there is no folder /nowhere"),
-        (["--layers", "0"], "--layers must be 1 or more, got 0"),
+        (["--out", "/nowhere/maps.png"], "there is no folder /nowhere to write maps.png to"),
         (["--names", "a", "a"], "--names must differ"),
         (["--compare-option", "depth=3"], "--compare-option need a model: --compare MODEL"),
         (["--compare-checkpoint", "x.pth"], "--compare-option need a model: --compare MODEL"),
     ],
 )
-def test_bad_options_are_named(picture, args, message):
+def test_bad_options_are_named(tmp_path, monkeypatch, picture, args, message):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=re.escape(message)):
         run("image", "ea_vit_tiny", picture, *args)
+
+
+def test_a_number_of_layers_is_checked(picture, capsys):
+    with pytest.raises(SystemExit):
+        run("image", "ea_vit_tiny", picture, "--layers", 0)
+    assert "--layers: must be a whole number of at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["maps.png", "maps-movement.png"])
+@pytest.mark.parametrize(
+    "door", [["image", "no model", "none.png"], ["series", "none.pt", "BasicMotions"]]
+)
+def test_no_picture_is_replaced_unasked(tmp_path, monkeypatch, door, name):
+    """Found before anything is read: there is no such model."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text("theirs")
+    with pytest.raises(SystemExit, match=f"{name} exists already; choose another name, or add"):
+        run(*door)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_all_pictures_are_written_or_none(tmp_path, picture, monkeypatch):
+    movement = draw.draw_movement
+    monkeypatch.setattr(draw, "draw_movement", lambda found: movement({}))
+    with pytest.raises(SystemExit):
+        run("image", "ea_vit_tiny", picture, *OPTIONS, "--out", tmp_path / "maps.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
 
 
 def test_what_does_not_fit_is_named(tmp_path, picture):

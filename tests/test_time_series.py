@@ -467,7 +467,8 @@ def test_the_table_of_the_example(tmp_path):
     assert [len(x["plain"]) for x in json.loads(scores.read_text()).values()] == [2, 2]
     for arguments, message in (
         (["--", "Bumps", "None"], "no None_TRAIN.ts"),
-        (["--json", tmp_path, "--", "Bumps"], "Is a directory"),
+        (["--json", tmp_path, "--", "Bumps"], "is a folder; give the name of a file"),
+        (["--json", scores, "--", "Bumps"], "scores.json exists already; choose another name"),
         (
             ["--option", "kernel_size=a", "--", "Bumps"],
             "kernel_size must be 1 or more, got 'a'",

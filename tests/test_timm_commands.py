@@ -2,9 +2,15 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import timm
+from PIL import Image
+from test_prepare import snapshot
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,29 +48,53 @@ def test_bad_use_of_the_door_says_what_is_right(tmp_path):
     assert "validate.py is no file" in run.stderr and "Traceback" not in run.stderr
 
 
-def test_digits(tmp_path):
+def test_digits(tmp_path, monkeypatch, capsys):
     """The example trains, and better than by guessing; what it saves is timm's to read."""
-    script = ROOT / "examples/imagenet/digits.py"
-    options = ["--epochs", 2, "--model-kwargs", "depth=3", "alpha=0.3"]
-    run = python(script, *options, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    assert "1450 images to train with, 347 to validate with" in run.stdout
-    accuracies = re.findall(r"epoch \d: training loss \d\.\d+, accuracy (\d+\.\d) %", run.stdout)
+    monkeypatch.chdir(tmp_path)
+    digits("--epochs", 2, "--model-kwargs", "depth=3", "alpha=0.3")
+    printed = capsys.readouterr().out
+    assert "1450 images to train with, 347 to validate with" in printed
+    accuracies = re.findall(r"epoch \d: training loss \d\.\d+, accuracy (\d+\.\d) %", printed)
     assert len(accuracies) == 2 and float(accuracies[1]) > 20
 
-    load = (
-        "import timm, ea_timm;"
-        "timm.create_model('ea_vit_tiny', img_size=32, patch_size=8, depth=3, num_classes=10,"
-        " alpha=0.3, checkpoint_path='digits/ea_vit_tiny.pth')"
-    )
-    run = python("-c", load, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    run = python(script, "--model", "ea_vit_tinny", cwd=tmp_path)
-    assert run.returncode != 0 and "--model ea_vit_tinny is unknown" in run.stderr
+    sizes = {"img_size": 32, "patch_size": 8, "depth": 3, "num_classes": 10, "alpha": 0.3}
+    timm.create_model("ea_vit_tiny", checkpoint_path="digits/ea_vit_tiny.pth", **sizes)
+    before = snapshot(tmp_path)
     for options, message in (
-        (["--batch-size", 5000], "--batch-size must be 1450 or less"),
-        (["--epochs", 0], "--epochs: must be 1 or more, got 0"),
-        (["--model-kwargs", "alpha=3"], "--model-kwargs: alpha must lie in"),
+        (["--model", "ea_vit_tinny"], "--model ea_vit_tinny is unknown"),
+        (["--batch-size", 5000, "--overwrite"], "--batch-size must be 1450 or less"),
+        (["--epochs", 0], "--epochs: must be a whole number of at least 1, got 0"),
+        (["--model-kwargs", "alpha=3", "--overwrite"], "--model-kwargs: alpha must lie in"),
+        ([], "digits/ea_vit_tiny.pth exists already; choose another name, or add --overwrite"),
     ):
-        run = python(script, *options, cwd=tmp_path)
-        assert run.returncode == 2 and message in run.stderr
+        assert message in error_of_digits(capsys, *options)
+    assert snapshot(tmp_path) == before
+
+
+def digits(*options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["digits.py", *map(str, options)])
+        runpy.run_path(str(ROOT / "examples/imagenet/digits.py"), run_name="__main__")
+
+
+def error_of_digits(capsys, *options):
+    with pytest.raises(SystemExit) as stopped:
+        digits(*options)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train/0/photo.png", "train/0/0005.png", "validation/cat/1.JPEG", "train", "ea_vit_tiny.pth"],
+)
+def test_digits_spares_the_users_images(tmp_path, monkeypatch, capsys, name):
+    """And trains on no others than digits."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "digits" / name
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(path, format="PNG")
+    (tmp_path / "digits" / "thesis.txt").write_text("theirs")
+    before = snapshot(tmp_path)
+    assert f"digits/{name}" in error_of_digits(capsys)
+    assert snapshot(tmp_path) == before

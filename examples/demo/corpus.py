@@ -22,6 +22,8 @@ from babel.numbers import get_currency_name
 from babel.units import format_unit
 from num2words import num2words
 
+from evolving_attention.commands import check_output, positive, whole_or_not_at_all
+
 Pair = tuple[str, str]  # German, English
 
 LOCALES = {lang: Locale(lang) for lang in ("de", "en")}
@@ -120,26 +122,37 @@ def sentence(rng: random.Random) -> Pair:
     return german.format(*(x[0] for x in filled)), english.format(*(x[1] for x in filled))
 
 
+def normalized(text: str) -> str:
+    """Only letters and digits, in lower case: equal if nothing else tells two sentences apart."""
+    return "".join(char for char in text.lower() if char.isalnum())
+
+
 def build(out: Path, seed: int, train: int, valid: int, test: int) -> dict[str, int]:
     """Writes train, valid and test pairs to `out`: train.de, train.en, ..., one sentence a line.
 
-    No sentence, German or English, stands twice in the corpus, so that none of the test set is
-    ever seen in training. Returns the number of pairs of each set.
+    No sentence, German or English, stands twice in the corpus, whatever its case and punctuation,
+    so that none of the test set is ever seen in training. Returns the number of pairs of each set.
+    FileExistsError if one of the files is there already.
     """
     rng = random.Random(seed)
     sizes = {"test": test, "valid": valid, "train": train}
     seen: set[str] = set()
     out.mkdir(parents=True, exist_ok=True)
+    for name in sizes:
+        for lang in LOCALES:
+            check_output(out / f"{name}.{lang}")
     for name, size in sizes.items():
         pairs: list[Pair] = []
         while len(pairs) < size:
             pair = sentence(rng)
-            if seen.isdisjoint(pair):
-                seen.update(pair)
+            words = [normalized(side) for side in pair]
+            if seen.isdisjoint(words):
+                seen.update(words)
                 pairs.append(pair)
         for lang, lines in zip(LOCALES, zip(*pairs, strict=True), strict=True):
             text = "".join(f"{line}\n" for line in lines)
-            (out / f"{name}.{lang}").write_text(text, encoding="utf-8", newline="\n")
+            with whole_or_not_at_all(out / f"{name}.{lang}") as part:
+                part.write_text(text, encoding="utf-8", newline="\n")
     return sizes
 
 
@@ -147,11 +160,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--train", type=int, default=12_000, help="pairs")
-    parser.add_argument("--valid", type=int, default=500, help="pairs")
-    parser.add_argument("--test", type=int, default=1_000, help="pairs")
+    parser.add_argument("--train", type=positive, default=12_000, help="pairs")
+    parser.add_argument("--valid", type=positive, default=500, help="pairs")
+    parser.add_argument("--test", type=positive, default=1_000, help="pairs")
     args = parser.parse_args()
-    print(build(args.out, args.seed, args.train, args.valid, args.test))
+    try:
+        print(build(args.out, args.seed, args.train, args.valid, args.test))
+    except OSError as error:
+        parser.error(f"--out: {error}")
 
 
 if __name__ == "__main__":

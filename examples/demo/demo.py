@@ -3,7 +3,8 @@
 
 The corpus is made on the spot (corpus.py beside this file); everything else is the real road:
 examples/translation/prepare.py, fairseq-train, fairseq-generate, sacreBLEU. A stage that is done
-is skipped when the command runs again, and an interrupted training goes on where it was.
+is skipped when the command runs again, and an interrupted training goes on where it was. Nothing
+is ever deleted or replaced: to start afresh, give another --out or delete the folder.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +25,14 @@ try:
     from corpus import build
     from sacrebleu.metrics import BLEU
     from tqdm import tqdm
+
+    from evolving_attention.commands import (
+        DataError,
+        alone_in,
+        check_data_path,
+        positive,
+        whole_or_not_at_all,
+    )
 except ImportError as error:
     sys.exit(f"demo.py: {error}; try: pip install -e '.[fairseq,viz,demo]'")
 
@@ -61,13 +69,6 @@ def fail(what: str, log: Path) -> None:
     sys.exit(f"\n{what} failed. The end of its log, {log}:\n\n{tail}")
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, for its presence says that a stage is done."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
 def lines_of(what: str, command: list[str], log: Path) -> Iterator[str]:
     """The lines a command prints, as they come; all of them are added to `log` too."""
     # Threads that spin while they wait slow each other down six times on cores that are shared.
@@ -96,8 +97,8 @@ def prepare(out: Path, seed: int) -> None:
     """The corpus, tokenised, in BPE, binarised. Skips what is there already."""
     stage("corpus", f"German and English, {SIZES['train']:,} pairs to learn from")
     if not (out / "raw").exists():
-        build(out / "raw.part", seed, **SIZES)
-        (out / "raw.part").rename(out / "raw")
+        with whole_or_not_at_all(out / "raw") as part:
+            build(part, seed, **SIZES)
     stage("preparation", "tokens, byte-pair encoding, fairseq's binary format")
     command = [sys.executable, str(REPO / "examples/translation/prepare.py"), "text"]
     command += ["--source-lang", "de", "--target-lang", "en", "--out", str(out / "prepared")]
@@ -105,7 +106,7 @@ def prepare(out: Path, seed: int) -> None:
     for split in SIZES:
         command += [f"--{split}", str(out / "raw" / split)]
     log = out / "prepare.log"
-    with log.open("w") as file:
+    with log.open("a") as file:
         done = subprocess.run(command, stdout=file)
     if done.returncode:
         fail("The preparation", log)
@@ -133,7 +134,7 @@ def train(out: Path, seed: int, updates: int) -> None:
                 bar.write(f"epoch {values['epoch']:>3}   held-out loss {values['valid_loss']}")
         bar.n = updates
         bar.refresh()
-    write(done, "")
+    done.touch()
 
 
 def translate(out: Path) -> list[str]:
@@ -156,7 +157,8 @@ def translate(out: Path) -> list[str]:
                 lines[int(found[1])] = found[2]
                 bar.update()
     translations = [lines[index] for index in sorted(lines)]
-    write(done, "".join(f"{line}\n" for line in translations))
+    with whole_or_not_at_all(done) as part:
+        part.write_text("".join(f"{line}\n" for line in translations), encoding="utf-8")
     return translations
 
 
@@ -169,7 +171,8 @@ def show(out: Path, translations: list[str]) -> None:
     score = bleu.corpus_score(translations, [references])
     exact = [ours == reference for ours, reference in zip(translations, references, strict=True)]
     print()
-    for index in [*range(4), *[i for i, same in enumerate(exact) if not same][:1]]:
+    wrong = [index for index, same in enumerate(exact) if not same]
+    for index in sorted({*range(4), *wrong[:1]}):
         print(f"  German  {sources[index]}\n  ours    {translations[index]}")
         print(
             "          (as the reference)\n" if exact[index] else f"  right   {references[index]}\n"
@@ -183,6 +186,9 @@ def show(out: Path, translations: list[str]) -> None:
 def draw(out: Path) -> None:
     """How the attentions evolve on one sentence: rows are layers, columns are heads."""
     stage("picture", "the attention maps of a sentence, layer by layer")
+    if (out / "maps-movement.png").exists():
+        print("done in an earlier run")
+        return
     bpe = (out / "prepared/bpe/test.de").read_text(encoding="utf-8").splitlines()
     sentence = min(bpe, key=lambda line: (abs(len(line.split()) - 10), line.count("@@")))
     checkpoint = str(out / "checkpoints/checkpoint_best.pt")
@@ -194,34 +200,36 @@ def draw(out: Path) -> None:
         print(line, end="", flush=True)
 
 
-def claim(out: Path, settings: str, fresh: bool) -> None:
-    """Makes `out` the folder of a run with these settings; refuses a folder of anything else."""
-    mark = out / "demo.json"
-    if out.exists() and any(out.iterdir()):
-        if not mark.exists():  # --fresh deletes what a demo has left, and nothing but that
-            sys.exit(f"{out} is not empty and holds no demo: give another --out")
-        if fresh:
-            shutil.rmtree(out)
-        elif mark.read_text(encoding="utf-8") != settings:
-            sys.exit(f"{out} holds a run with other settings: give --out or --fresh")
+def claim(out: Path, settings: str) -> None:
+    """Makes `out` the folder of a run with these settings; DataError if it is of anything else."""
+    check_data_path(out)
     out.mkdir(parents=True, exist_ok=True)
-    write(mark, settings)
+    mark = out / "demo.json"
+    if mark.exists():
+        if mark.read_text(encoding="utf-8", errors="replace") != settings:
+            raise DataError(f"{out} holds a run with other settings: give another --out")
+    elif any(out.iterdir()):
+        raise DataError(f"{out} is not empty and holds no demo: give another --out")
+    else:
+        mark.write_text(settings, encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=REPO / "build/demo", help="folder to work in")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--max-update", type=int, default=1000, help="length of the training")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier runs")
+    parser.add_argument("--max-update", type=positive, default=1000, help="length of the training")
     args = parser.parse_args()
     start = time.time()
-    claim(args.out, json.dumps([args.seed, args.max_update, SIZES, TRAINING]), args.fresh)
     try:
-        prepare(args.out, args.seed)
-        train(args.out, args.seed, args.max_update)
-        show(args.out, translate(args.out))
-        draw(args.out)
+        claim(args.out, json.dumps([args.seed, args.max_update, SIZES, TRAINING]))
+        with alone_in(args.out):
+            prepare(args.out, args.seed)
+            train(args.out, args.seed, args.max_update)
+            show(args.out, translate(args.out))
+            draw(args.out)
+    except (DataError, OSError) as error:
+        sys.exit(f"demo.py: error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. The same command goes on from the last epoch.")
     print(f"\nDone in {time.time() - start:.0f} s.")

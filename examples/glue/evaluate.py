@@ -17,8 +17,15 @@ import torch
 from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
-from glue import TASKS, DataError, Task, check_prepared, score
+from glue import TASKS, Task, check_prepared, score
 from tqdm import tqdm
+
+from evolving_attention.commands import (
+    DataError,
+    add_overwrite,
+    check_output,
+    whole_or_not_at_all,
+)
 
 USER_DIR = Path(__file__).resolve().parents[2] / "ea_fairseq"
 
@@ -106,14 +113,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="a fine-tuned model")
     parser.add_argument("--split", default="valid", help="valid, valid1, test or test1")
     parser.add_argument("--predictions", type=Path, help="write the predictions there")
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     task = TASKS[args.task]
     try:
         if args.predictions:
-            args.predictions.open("a").close()  # before anything takes time
+            check_output(args.predictions, args.overwrite)  # before anything takes time
         predictions, targets = predict(task, args.checkpoint, args.data, args.split)
         if args.predictions:
-            write_predictions(task, predictions, args.predictions)
+            with whole_or_not_at_all(args.predictions, args.overwrite) as part:
+                write_predictions(task, predictions, part)
         if targets is not None:
             for name, value in score(task, targets, predictions).items():
                 print(f"{task.name} {args.split}   {name} {value:.1f}")

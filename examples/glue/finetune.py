@@ -22,8 +22,11 @@ from pathlib import Path
 import numpy as np
 from evaluate import USER_DIR, predict
 from fairseq.data import indexed_dataset
-from glue import TASKS, DataError, Task, check_prepared, positive, score
+from glue import TASKS, Task, check_prepared, score
 
+from evolving_attention.commands import DataError, alone_in, positive
+
+HEADER = "# finetune.py runs the last of these commands in this folder\n"  # says that it is ours
 # What fairseq must be told to report a metric.
 REPORT = {
     "mcc": ["--report-mcc"],
@@ -77,26 +80,34 @@ def lengths_of(task: Task, data: Path) -> np.ndarray:
 def train(args: argparse.Namespace, task: Task, save_dir: Path, seed: int) -> None:
     """Trains one seed, or what is missing of it. DataError if it fails."""
     command = train_command(args, task, save_dir, seed)
-    save_dir.mkdir(parents=True, exist_ok=True)
     given, finished = save_dir / "command.txt", save_dir / "finished"
-    text = shlex.join(command) + "\n"
-    begun = given.exists() and any(save_dir.glob("checkpoint*.pt"))
-    if begun and given.read_text(encoding="utf-8") != text:
-        raise DataError(
-            f"{save_dir} holds a run with other options, see command.txt there; choose another "
-            "--save-dir, or remove it"
-        )
-    given.write_text(text, encoding="utf-8")
-    if finished.exists():
+    claim(save_dir, given, shlex.join(command))
+    with alone_in(save_dir):
+        if finished.exists():
+            return
+        log = save_dir / "train.log"
+        print(f"{task.name}   seed {seed}   trains, see {log}", flush=True)
+        with log.open("a", encoding="utf-8") as file:
+            failed = subprocess.run(command, stdout=file, stderr=file).returncode
+        if failed or not (save_dir / "checkpoint_best.pt").exists():
+            end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+            raise DataError(f"fairseq-train failed; the end of {log}:\n{end}")
+        finished.touch()
+
+
+def claim(save_dir: Path, given: Path, command: str) -> None:
+    """Writes the command down in a new folder, or goes on in one where it is the last that was
+    written. DataError if the folder is of other options, or not of this script."""
+    save_dir.mkdir(parents=True, exist_ok=True)
+    text = given.read_text(encoding="utf-8") if given.exists() else ""
+    if f"\n{text}".endswith(f"\n{command}\n"):
         return
-    log = save_dir / "train.log"
-    print(f"{task.name}   seed {seed}   trains, see {log}", flush=True)
-    with log.open("a", encoding="utf-8") as file:
-        failed = subprocess.run(command, stdout=file, stderr=file).returncode
-    if failed or not (save_dir / "checkpoint_best.pt").exists():
-        end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-        raise DataError(f"fairseq-train failed; the end of {log}:\n{end}")
-    finished.touch()
+    ours = text.startswith(HEADER)
+    if any(save_dir.glob("checkpoint*.pt")) or (not ours and any(save_dir.iterdir())):
+        what = "a run with other options, see command.txt there" if text else "other files"
+        raise DataError(f"{save_dir} holds {what}; move it, or choose another --save-dir")
+    with given.open("a", encoding="utf-8") as file:
+        file.write(f"{command}\n" if ours else f"{HEADER}{command}\n")
 
 
 def finetune(args: argparse.Namespace) -> dict[str, list[float]]:

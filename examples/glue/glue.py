@@ -1,6 +1,5 @@
 """The nine GLUE tasks (Wang et al., 2019): their official files, labels and metrics."""
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +7,7 @@ from pathlib import Path
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-
-class DataError(Exception):
-    """The data cannot be used; the message says which file and line, and what would be right."""
-
-
-def positive(text: str) -> int:
-    """The type of an option that counts something."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return int(text)
+from evolving_attention.commands import DataError, check_data_path
 
 
 @dataclass(frozen=True)
@@ -234,6 +224,7 @@ def check_label(task: Task, label: str, where: str) -> None:
 
 def check_prepared(task: Task, data: Path) -> None:
     """DataError unless `data` is what prepare.py wrote of the task."""
+    check_data_path(data)
     file = data / "task.txt"
     if not file.is_file():
         raise DataError(

@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 from argparse import Namespace
@@ -29,8 +28,15 @@ from multiprocessing import Pool
 from pathlib import Path
 
 from fairseq.data import Dictionary, encoders, indexed_dataset
-from glue import TASKS, DataError, Task, find_files, lines_of, positive, read
+from glue import TASKS, Task, find_files, lines_of, read
 from tqdm import tqdm
+
+from evolving_attention.commands import (
+    DataError,
+    check_data_path,
+    positive,
+    whole_or_not_at_all,
+)
 
 CHUNK = 1000  # lines handed to a worker at a time
 
@@ -154,7 +160,7 @@ def learn_bpe(documents: list[list[str]], size: int, folder: Path) -> None:
 
 def prepare_text(args: argparse.Namespace) -> None:
     """Writes dict.txt, train and valid as masked_lm reads them, and bpe/ if none was given."""
-    with whole_or_not_at_all(args.out) as out:
+    with new_folder(args.out) as out:
         write_text_sets(args, out)
 
 
@@ -215,19 +221,20 @@ def write_task(args: argparse.Namespace, task: Task, bpe: Bpe, out: Path) -> Non
 
 def prepare_tasks(args: argparse.Namespace) -> None:
     """Each task in a folder of its own name."""
+    check_data_path(args.out)
     bpe = Bpe(args.bpe)
     tasks = [TASKS[name] for name in args.tasks or TASKS]
     for task in tasks:
         find_files(task, args.raw)
-    there = [task.name for task in tasks if (args.out / task.name).exists()]
+    there = [task.name for task in tasks if os.path.lexists(args.out / task.name)]
     if there:
         rest = " ".join(task.name for task in tasks if task.name not in there)
         others = f", or prepare the others, --tasks {rest}" if rest else ""
         raise DataError(
-            f"{args.out} has {' '.join(there)} already; remove that, choose another --out{others}"
+            f"{args.out} has {' '.join(there)} already; move that, choose another --out{others}"
         )
     for task in tasks:
-        with whole_or_not_at_all(args.out / task.name) as out:
+        with new_folder(args.out / task.name) as out:
             write_task(args, task, bpe, out)
 
 
@@ -235,23 +242,20 @@ def prepare_tasks(args: argparse.Namespace) -> None:
 
 
 def check_absent(out: Path) -> None:
-    """DataError if `out` exists."""
-    if out.exists():
-        raise DataError(f"{out} exists already; remove it, or choose another --out")
+    """DataError if `out` exists, or fairseq could not read it."""
+    check_data_path(out)
+    if os.path.lexists(out):
+        raise DataError(f"{out} exists already; move it, or choose another --out")
 
 
 @contextlib.contextmanager
-def whole_or_not_at_all(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """A new folder to write into, which becomes `out` if no error comes."""
     check_absent(out)
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_or_not_at_all(out) as part:
+        part.mkdir()
         yield part
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,27 +17,60 @@ import timm
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from timm.data import create_dataset, create_loader
+from timm.data import create_dataset, create_loader, get_img_extensions
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import AverageMeter, accuracy
 from torch.nn import functional as F
 
 import ea_timm  # noqa: F401 (registers the models)
+from evolving_attention.commands import (
+    DataError,
+    add_overwrite,
+    check_output,
+    positive,
+    whole_or_not_at_all,
+)
 
 SIZE = 32
 STATISTICS = {"mean": (0.3, 0.3, 0.3), "std": (0.35, 0.35, 0.35)}
 
 
-def write_images(folder: Path) -> None:
-    """The digits as 32 x 32 PNG files; every fifth is for validation, whoever runs this."""
+def images() -> dict[Path, Image.Image]:
+    """The digits, 32 x 32, by the names of their files; always the same ones are for validation."""
     digits = load_digits()
+    found = {}
     for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         split = "validation" if zlib.crc32(str(index).encode()) % 5 == 0 else "train"
-        path = folder / split / str(label) / f"{index:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray((pixels * (255 / 16)).astype(np.uint8))
-        image.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB").save(path)
+        image = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB")
+        found[Path(split) / str(label) / f"{index:04d}.png"] = image
+    return found
+
+
+def write_images(folder: Path) -> None:
+    """The digits as PNG files, unless they are there already.
+
+    Raises:
+        DataError: train or validation holds other images, which would be trained on.
+    """
+    wanted = images()
+    there = [folder / split for split in ("train", "validation") if (folder / split).exists()]
+    found = [path for root in there for path in root.rglob("*") if is_image(path)]
+    for path in found:
+        image = wanted.pop(path.relative_to(folder), None)
+        with Image.open(path) as known:
+            if image is None or known.convert("RGB").tobytes() != image.tobytes():
+                raise DataError(f"{path} is none of the digits; give another --folder")
+    for name, image in wanted.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_or_not_at_all(path) as part:
+            image.save(part)
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in get_img_extensions()
 
 
 def loader(folder: Path, split: str, batch_size: int) -> torch.utils.data.DataLoader:
@@ -66,13 +99,6 @@ def validate(model: torch.nn.Module, batches: torch.utils.data.DataLoader) -> fl
     return top1.avg
 
 
-def positive(text: str) -> int:
-    """The type of an option that counts something."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return int(text)
-
-
 def main() -> None:
     """Writes the images, trains, validates after every epoch, saves."""
     parser = argparse.ArgumentParser(
@@ -84,6 +110,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("digits"))
+    add_overwrite(parser)
     parser.add_argument(
         "--model-kwargs",
         nargs="*",
@@ -102,9 +129,12 @@ def main() -> None:
         parser.error(f"--model {args.model} is unknown; see timm.list_models('ea_*')")
 
     torch.manual_seed(args.seed)
+    path = args.folder / f"{args.model}.pth"
     try:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        check_output(path, args.overwrite)
         write_images(args.folder)
-    except OSError as error:
+    except (DataError, OSError) as error:
         parser.error(f"--folder: {error}")
     # Half of ViT-Tiny's depth is enough for digits, and sixteen patches.
     is_vit = args.model.removeprefix("ea_").startswith(("vit_", "deit_"))
@@ -143,8 +173,8 @@ def main() -> None:
         print(
             f"epoch {epoch + 1}: training loss {losses.avg:.3f}, accuracy {top1:.1f} %", flush=True
         )
-    path = args.folder / f"{args.model}.pth"
-    torch.save({"arch": args.model, "state_dict": model.state_dict()}, path)
+    with whole_or_not_at_all(path, args.overwrite) as part:
+        torch.save({"arch": args.model, "state_dict": model.state_dict()}, part)
     print(f"saved as {path}")
 
 

@@ -10,18 +10,24 @@ squared error in the target's own unit. The test split is looked at once, after 
 """
 
 import argparse
-import ast
 import json
 import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional
 
 import numpy as np
 
 from ea_aeon import EADCTransformerClassifier, EADCTransformerRegressor
 from ea_aeon.data import TimeSeries, read
+from evolving_attention.commands import (
+    add_overwrite,
+    check_output,
+    name_value,
+    positive,
+    whole_or_not_at_all,
+)
 
 NETWORKS = {
     "evolving": {},
@@ -49,22 +55,12 @@ def row(name: str, train: TimeSeries, results: Dict[str, List[float]]) -> str:
     return f"| {name} | {metric} | {' | '.join(cells)} |"
 
 
-def option(text: str) -> Tuple[str, Any]:
-    """NAME=VALUE, the value a Python literal or else a string."""
-    name, found, value = text.partition("=")
-    if not found:
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
 def run(args: argparse.Namespace, options: Dict) -> Iterator[str]:
     """Trains and scores all that was asked for; the lines of the table, as each is ready."""
     data = {
         name: [read(name, split, args.folder) for split in ("train", "test")] for name in args.names
     }
+    overwrite = args.overwrite
     scores: Dict[str, Dict[str, List[float]]] = {}
     for name, (train, test) in data.items():
         scores[name] = {network: [] for network in args.networks}
@@ -77,7 +73,9 @@ def run(args: argparse.Namespace, options: Dict) -> Iterator[str]:
                 print(f"{name} {network} seed {seed}: {result:.3f} ({took:.0f} s)", flush=True)
                 scores[name][network].append(result)
                 if args.json:
-                    args.json.write_text(json.dumps(scores, indent=1) + "\n")
+                    with whole_or_not_at_all(args.json, overwrite) as part:
+                        part.write_text(json.dumps(scores, indent=1) + "\n")
+                    overwrite = True  # from here on it is our own
         yield row(name, train, scores[name])
 
 
@@ -89,16 +87,17 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument("--folder", help="holds DATASET/DATASET_TRAIN.ts; default: aeon's own")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
-    parser.add_argument("--epochs", type=int, default=100, help="at most; default: 100")
+    parser.add_argument("--epochs", type=positive, default=100, help="at most; default: 100")
     parser.add_argument(
         "--option",
         action="append",
         default=[],
-        type=option,
+        type=name_value,
         metavar="NAME=VALUE",
         help="of the estimators, for example --option d_model=64 --option lr=0.0005",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every score there")
+    add_overwrite(parser)
     args = parser.parse_args(argv)
     known = EADCTransformerClassifier().get_params()
     options = dict(args.option)
@@ -112,7 +111,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     table = []
     try:
         if args.json:
-            args.json.open("a").close()  # before anything takes time
+            check_output(args.json, args.overwrite)  # before anything takes time
         for line in run(args, options):
             table.append(line)
     except (OSError, ValueError) as error:
