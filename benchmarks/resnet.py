@@ -22,7 +22,8 @@ def build(name: str, image_size: int) -> dict[str, nn.Module]:
     ours = timm.create_model(f"ea_{name}", img_size=image_size)
     ours.load_state_dict(plain.state_dict())
     still = timm.create_model(f"ea_{name}", img_size=image_size, alpha=0.0, beta=0.0)
-    still.load_state_dict(ours.state_dict(), strict=False)  # it has no evolution
+    weights = {key: x for key, x in ours.state_dict().items() if ".evolution." not in key}
+    still.load_state_dict(weights, strict=False)
     return {
         "timm": plain,
         "ours, alpha = beta = 0": still,

@@ -1,4 +1,4 @@
-"""What the commands of this project share: types of options, and outputs that spare users' files.
+"""What the commands of this project share: types of options, text, outputs that spare users' files.
 
 The rule of all of them: no file is deleted or overwritten that the command did not write itself,
 unless the user asks for it by --overwrite.
@@ -6,13 +6,15 @@ unless the user asks for it by --overwrite.
 
 import argparse
 import ast
+import codecs
 import contextlib
 import errno
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Iterator, Optional, Tuple
+from typing import IO, Any, Iterator, Optional, Tuple
 
+SNIFF = 8000  # bytes of a file that are looked at to tell what it is
 PART = ".evolving-attention-"  # how the folders begin in which outputs are written
 
 
@@ -36,6 +38,49 @@ def name_value(text: str) -> Tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+
+
+def text_lines(stream: IO[bytes], name: object) -> Iterator[str]:
+    """The lines of UTF-8 text without their \\n, and without a byte-order mark.
+
+    Nothing else ends a line: the other breaks that str.splitlines knows stand inside sentences, and
+    would shift one side of a corpus against the other.
+
+    Raises:
+        DataError: it is no UTF-8; the message begins with `name`.
+    """
+    head = stream.read(SNIFF)
+    stream.seek(0)
+    if encoding := wide_encoding(head):
+        raise DataError(
+            f"{name}: {encoding} text; convert the file to UTF-8 (iconv -f {encoding} -t UTF-8)"
+        )
+    if b"\0" in head:
+        number = head[: head.index(b"\0")].count(b"\n") + 1
+        raise DataError(f"{name}: line {number}: a binary file, not UTF-8 text")
+    for number, line in enumerate(stream, 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            yield line.removesuffix(b"\n").decode()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name}: line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not "
+                "UTF-8; convert the file (iconv -f ISO-8859-1 -t UTF-8) or, if only a few lines "
+                "are bad, drop those bytes (iconv -c -f UTF-8 -t UTF-8)"
+            ) from None
+
+
+def wide_encoding(head: bytes) -> Optional[str]:
+    """UTF-16 or UTF-32, if a text begins so: by its byte-order mark, or by where its zeros are."""
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    zeros = head[::2].count(0), head[1::2].count(0)
+    if len(head) % 2 == 0 and max(zeros) > len(head) // 50 and min(zeros) == 0:
+        return "UTF-16BE" if zeros[0] else "UTF-16LE"
+    return None
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

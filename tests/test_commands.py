@@ -1,12 +1,22 @@
 """What the commands share: types of options, outputs that spare the user's files."""
 
 import argparse
+import io
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from evolving_attention.commands import check_output, name_value, positive, whole_or_not_at_all
+from evolving_attention.commands import (
+    DataError,
+    check_output,
+    name_value,
+    positive,
+    text_lines,
+    whole_or_not_at_all,
+)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", "", "1e3", "²"])
@@ -22,6 +32,31 @@ def test_options_with_values():
     assert name_value("name=x=y") == ("name", "x=y")
     with pytest.raises(argparse.ArgumentTypeError, match="must be NAME=VALUE, got 'alpha'"):
         name_value("alpha")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("text", ["Ein Mann.\nZwei Männer.\n", "Я 你\n" * 99])
+def test_wide_text_is_named_and_iconv_reads_it_so(encoding, text):
+    data = text.encode(encoding)
+    with pytest.raises(DataError, match=r"x.txt: UTF-.* text; convert .*\(iconv -f ") as error:
+        list(text_lines(io.BytesIO(data), "x.txt"))
+    command = re.search(r"\((.*)\)", str(error.value))[1].split()
+    assert subprocess.run(command, input=data, capture_output=True).stdout.decode() == text
+
+
+def test_text():
+    data = b"\xef\xbb\xbfa\r\n\nb\xe2\x80\xa8c\x0cd"
+    assert list(text_lines(io.BytesIO(data), "x")) == ["a\r", "", "b\u2028c\x0cd"]
+    assert list(text_lines(io.BytesIO(b""), "x")) == []
+    late = io.BytesIO(b"a\n" * 9999 + b"b\0c\n")  # no sign of a binary file any more
+    assert list(text_lines(late, "x"))[-1] == "b\0c"
+    for data, message in (
+        (b"a\nb\0\n", "x: line 2: a binary file, not UTF-8 text"),
+        (b"\0\0\1\0", "x: line 1: a binary file"),
+        (b"a\nb\xe4\n", r"x: line 2: byte 2 \(0xe4\) is not UTF-8; convert the file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            list(text_lines(io.BytesIO(data), "x"))
 
 
 def test_a_new_file_is_fine_and_an_old_one_by_overwrite(tmp_path):

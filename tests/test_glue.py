@@ -281,6 +281,16 @@ def test_wrong_files_are_named_and_nothing_is_left(
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_text_that_is_not_utf8_is_named(tmp_path):
+    for encoding, message in (
+        ("utf-16", "iconv -f UTF-16 -t UTF-8"),
+        ("latin-1", "line 2: byte 4"),
+    ):
+        (tmp_path / "x.txt").write_bytes("gut\nschön\n".encode(encoding))
+        with pytest.raises(SystemExit, match=f"x.txt: .*{message}"):
+            run("text", "--text", tmp_path / "x.txt", "--out", tmp_path / "out")
+
+
 def test_bad_lines_are_left_out_if_asked_for(raw, text, tmp_path, capsys):
     folder = tmp_path / "raw" / "QQP"
     folder.mkdir(parents=True)

@@ -768,9 +768,10 @@ def replace_bytes(name, content):
             replace_bytes("test.de", "gut\nschön\n".encode("latin-1")),
             "test.de: line 2: byte 4 (0xf6) is not UTF-8; convert the file (iconv -f ISO-8859-1",
         ),
+        (replace_bytes("train.de", b"gut\nPK\0\3\n"), "train.de: line 2: a binary file, not UTF-8"),
         (
             replace_bytes("train.de", "gut\n".encode("utf-16")),
-            "train.de: line 1: a binary file, not UTF-8 text",
+            "train.de: UTF-16 text; convert the file to UTF-8 (iconv -f UTF-16 -t UTF-8)",
         ),
         (
             replace_bytes("train.de", gzip.compress(b"gut\n")),
@@ -781,6 +782,42 @@ def replace_bytes(name, content):
 def test_unfit_files(data, capsys, spoil, message):
     spoil(data)
     assert message.format(folder=data) in error_of(capsys, run_text, data)
+
+
+WITHOUT_SPACES = {
+    "zh": "我们 昨天 在 北京 看 了 一 场 很 好 的 电影 。",
+    "ja": "私 は 昨日 東京 で とても 良い 映画 を 見 ました 。",
+    "th": "เมื่อวาน เรา ดู หนัง ที่ ดี มาก ที่ กรุงเทพ",
+}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("lang", WITHOUT_SPACES)
+def test_a_language_without_spaces(tmp_path, capsys, lang, turned):
+    """Unsegmented, all its pairs are lost: the error says why, and a warning if most are."""
+    segmented = WITHOUT_SPACES[lang], "Yesterday we saw a very good film there ."
+    joined = segmented[0].replace(" ", ""), segmented[1]
+    langs = ("en", lang) if turned else (lang, "en")
+    options = ["text", "--source-lang", langs[0], "--target-lang", langs[1], "--workers", 1]
+    options += ["--out", tmp_path / "out", "--bpe-merges", 40, "--no-binarize"]
+    options += ["--valid-every", 5, "--train", tmp_path / "train"]
+    options += ["--no-tokenize"] if lang == "th" else []  # Moses cuts Thai at its tone marks
+
+    def run_on(pairs, *more):
+        for side, lines in zip((lang, "en"), zip(*pairs, strict=True), strict=True):
+            write_lines(tmp_path / f"train.{side}", lines)
+        run(*options, *more)
+        return capsys.readouterr().err
+
+    hint = f"; {lang} has no spaces between words, so that a sentence counts as one word"
+    for more in ([], ["--ratio", "inf", "--min-length", 5]):
+        message = error_of(capsys, run_on, [joined] * 60, *more)
+        assert hint in message and "segment it into words first (jieba" in message
+    few = [segmented] * 20
+    assert f"warning: only 20 training pairs are left{hint}" in run_on([joined] * 60 + few)
+    assert not run_on([segmented] * 60)
+    assert not run_on([joined] * 60 + few, "--ratio", "inf")
+    assert "spaces" not in error_of(capsys, run_on, [("one", "a b c d e f")] * 60)
 
 
 def test_unfit_gzip_files(multi30k, capsys):
@@ -824,6 +861,7 @@ def test_unfit_archives(tmp_path, capsys):
     ("options", "message"),
     [
         (["--target-lang", "de"], "source and target language are both de"),
+        (["--binarize", "--out", "a:b"], "a:b: fairseq takes ':' for the end of a path; choose"),
         (["--target-lang", "e-n"], "'e-n' is not letters, digits and _"),
         (["--bpe-merges", "0"], "must be a whole number of at least 1, got 0"),
         (["--ratio", "0.5"], "--ratio 0.5: longer side / shorter side is never below 1"),

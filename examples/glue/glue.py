@@ -7,7 +7,7 @@ from pathlib import Path
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from evolving_attention.commands import DataError, check_data_path
+from evolving_attention.commands import DataError, check_data_path, text_lines
 
 
 @dataclass(frozen=True)
@@ -197,13 +197,11 @@ def read(task: Task, path: Path, split: str, skip_bad_lines: bool = False) -> li
 def lines_of(path: Path) -> Iterator[str]:
     """The lines of a text file, without their ends. DataError if it is none."""
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for line in file:
-                yield line.rstrip("\r\n")
+        with path.open("rb") as file:
+            for line in text_lines(file, path):
+                yield line.rstrip("\r")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason})") from None
 
 
 def check_label(task: Task, label: str, where: str) -> None:

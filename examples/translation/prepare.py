@@ -62,6 +62,7 @@ try:
         alone_in,
         check_data_path,
         positive,
+        text_lines,
         whole_or_not_at_all,
     )
 except ImportError as error:
@@ -72,8 +73,8 @@ Report = dict[str, int]
 
 STAMP_VERSION = 1  # raise it when a stage's output changes for the same options
 BLOCK_PAIRS = 1000  # pairs handed to a worker at a time
+SCRIPTS_WITHOUT_SPACES = "CJK HIRAGANA KATAKANA THAI LAO KHMER MYANMAR TIBETAN".split()
 MAX_WORD_CHARS = 1000  # clean-corpus-n.perl drops pairs with longer words
-SNIFF_BYTES = 8000  # how far into a file to look for signs of a binary one
 
 
 # ------------------------------------------------------------------------------- recipes
@@ -181,31 +182,12 @@ class TextFile:
             yield stack.enter_context(gzip.open(stream)) if zipped else stream
 
     def lines(self) -> Iterator[str]:
-        """Lines without their \\n. Nothing else ends a line: the other breaks that str.splitlines
-        knows stand inside sentences, and would shift one side of a corpus against the other.
-        DataError if the file is damaged, binary or not UTF-8."""
+        """Lines without their \\n. DataError if the file is damaged or not UTF-8 text."""
         try:
             with self.open() as stream:
-                seen = 0
-                for number, line in enumerate(stream, 1):
-                    if seen < SNIFF_BYTES and b"\0" in line[:SNIFF_BYTES]:
-                        raise DataError(f"{self}: line {number}: a binary file, not UTF-8 text")
-                    seen += len(line)
-                    yield self._decode(line, number)
+                yield from text_lines(stream, self)
         except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.ReadError) as error:
             raise DataError(f"{self}: damaged or incomplete ({error}); get it again") from None
-
-    def _decode(self, line: bytes, number: int) -> str:
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
-        try:
-            return line.removesuffix(b"\n").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{self}: line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not "
-                "UTF-8; convert the file (iconv -f ISO-8859-1 -t UTF-8) or, if only a few lines "
-                "are bad, drop those bytes (iconv -c -f UTF-8 -t UTF-8)"
-            ) from None
 
 
 class Finder:
@@ -756,6 +738,9 @@ class Preparation:
                 counts[name] += 1
                 writers[name](pair)
         self.check_not_empty(counts, dropped)
+        left = sum(counts.values())
+        if sum(dropped.values()) > left and (hint := self.segmentation_hint()):
+            print(f"warning: only {left:,} training pairs are left{hint}", file=sys.stderr)
         return counts | dropped
 
     def build_code(self, part: Path) -> Report:
@@ -832,14 +817,34 @@ class Preparation:
         left = counts["train"] + (counts["valid"] if self.valid_every else 0)
         if not left:
             raise DataError(
-                f"cleaning left no training pair: {describe(dropped)}; loosen --min-length, "
-                "--max-length or --ratio, or look whether the two sides belong together"
+                f"cleaning left no training pair: {describe(dropped)}{self.segmentation_hint()}; "
+                "loosen --min-length, --max-length or --ratio, or look whether the two sides "
+                "belong together"
             )
         if not counts["train"] or not counts.get("valid", 1):
             raise DataError(
                 f"cleaning left {left} pairs, too few to make every {self.valid_every}-th one the "
                 "validation set; lower --valid-every or give a validation set"
             )
+
+    def segmentation_hint(self) -> str:
+        """What to do about a language that is written without spaces, if one is."""
+        pairs = list(islice(read_pairs(self.out / "raw" / "train", self.langs), BLOCK_PAIRS))
+        texts = ("".join(side) for side in zip(*pairs, strict=True))
+        found = [lang for lang, text in zip(self.langs, texts, strict=True) if has_no_spaces(text)]
+        if not found:
+            return ""
+        return (
+            f"; {' and '.join(found)} has no spaces between words, so that a sentence counts as "
+            "one word: if that is not done yet, segment it into words first (jieba for Chinese, "
+            "MeCab for Japanese, PyThaiNLP and --no-tokenize for Thai), or give --ratio inf"
+        )
+
+
+def has_no_spaces(text: str) -> bool:
+    """Whether most of its letters are of scripts that put no spaces between words."""
+    scripts = Counter(unicodedata.name(char, "").split(" ")[0] for char in text if char.isalpha())
+    return 2 * sum(scripts[script] for script in SCRIPTS_WITHOUT_SPACES) > scripts.total()
 
 
 def count_lines(path: Path) -> int:
