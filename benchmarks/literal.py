@@ -46,5 +46,4 @@ def make_literal(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if type(module) is AttentionEvolution:
             module.__class__ = LiteralEvolution  # keeps weights, options and name in the model
-            module.register_forward_hook(lambda *args: None)  # keeps the batch in one piece
     return model

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evolving_attention import AttentionEvolution, AttentionProbe
-from evolving_attention.functional import check_kernel_size, check_unit_interval
-from evolving_attention.pieces import in_pieces
+from evolving_attention.checks import check_kernel_size, check_unit_interval
 
 Map = Optional[Tensor]
 
@@ -128,19 +127,6 @@ class EvolvingSelfAttention(nn.Module):
             future = steps > steps.unsqueeze(1)
             hidden = future if hidden is None else hidden | future
             absent = future if absent is None else absent | future
-        cells = self.num_heads * x.size(1) ** 2
-        tensors = q, k, v, prev_attn_logits
-        x, attn_logits = in_pieces(self.attend, cells, tensors, hidden, absent, module=self)
-        return self.out_proj(x.flatten(2)), attn_logits
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, prev_attn_logits: Map, hidden: Map, absent: Map
-    ) -> Tuple[Tensor, Tensor]:
-        """The output, (B, L, H, head_dim), and the map, (B, H, L, L).
-
-        Queries, keys and values are (B, H, L, head_dim). Softmax must not see what is `hidden`;
-        `absent` cells of the map do not exist. Both bool, broadcastable to the map.
-        """
         attn_logits = q @ k.transpose(2, 3) + self.relative(q)
         if self.evolution is not None and prev_attn_logits is not None:
             attn_logits = self.evolution(attn_logits, prev_attn_logits, absent)
@@ -148,7 +134,8 @@ class EvolvingSelfAttention(nn.Module):
         if hidden is not None:
             scores = attn_logits.masked_fill(hidden, float("-inf"))
         probs = self.probe(scores.softmax(dim=-1), attn_logits)
-        return (probs @ v).transpose(1, 2), attn_logits
+        x = (probs @ v).transpose(1, 2).flatten(2)  # (B, L, width)
+        return self.out_proj(x), attn_logits
 
 
 class AugmentedConv(nn.Module):

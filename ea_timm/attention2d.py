@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evolving_attention import AttentionEvolution, AttentionProbe
-from evolving_attention.pieces import in_pieces
 
 
 class RelativeLogits2d(nn.Module):
@@ -180,31 +179,17 @@ class EvolvingAttention2d(nn.Module):
         q = q.unflatten(1, (self.num_heads, -1)).permute(0, 1, 3, 4, 2) * self.scale
         v = v.unflatten(1, (self.num_heads, -1)).flatten(3)
 
-        if torch.jit.is_scripting():
-            x, attn_logits = self.attend(q, k, v, prev_attn_logits)
-        else:
-            cells = self.num_heads * (H * W) ** 2
-            tensors = q, k, v, prev_attn_logits
-            x, attn_logits = in_pieces(self.attend, cells, tensors, module=self)
+        attn_logits = q.flatten(2, 3) @ k + self.position(q)  # (B, heads, H * W, H * W)
+        if self.evolution is not None and prev_attn_logits is not None:
+            attn_logits = self.evolution(attn_logits, prev_attn_logits)
+        attn_probs = self.probe(attn_logits.softmax(dim=-1), attn_logits)
+        attn_probs = self.attn_drop(attn_probs)
+        x = v @ attn_probs.transpose(2, 3)  # (B, heads, channels, H * W)
 
         x = self.proj(x.reshape(B, self.value_channels, H, W))
         if self.downsample:
             x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
         return x, attn_logits
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, prev_attn_logits: Optional[Tensor]
-    ) -> Tuple[Tensor, Tensor]:
-        """The output, (batch, heads, channels, H * W), and the map.
-
-        Keys and values are of the shape of the output, queries (batch, heads, H, W, channels).
-        """
-        attn_logits = q.flatten(2, 3) @ k + self.position(q)
-        if self.evolution is not None and prev_attn_logits is not None:
-            attn_logits = self.evolution(attn_logits, prev_attn_logits)
-        attn_probs = self.probe(attn_logits.softmax(dim=-1), attn_logits)
-        attn_probs = self.attn_drop(attn_probs)
-        return v @ attn_probs.transpose(2, 3), attn_logits
 
 
 def pool(x: Tensor) -> Tensor:

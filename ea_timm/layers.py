@@ -1,7 +1,6 @@
 """timm's self-attention and transformer block, with a map that comes in and goes out."""
 
-import os
-from typing import Final, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask
@@ -10,12 +9,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from evolving_attention import AttentionEvolution, AttentionProbe
-from evolving_attention.functional import expands_to
-from evolving_attention.pieces import in_pieces
-
-KERNELS = os.environ.get("EVOLVING_ATTENTION_TRITON") == "1"
-if KERNELS:
-    from evolving_attention import kernels
+from evolving_attention.checks import expands_to
 
 # torch.fx traces with values that have no shape, type or truth; what asks for these is a node of
 # its graph as a whole.
@@ -85,9 +79,9 @@ def absent_cells(attn_bias: Optional[Tensor]) -> Optional[Tensor]:
 
 @torch.fx.wrap
 @register_notrace_function
-def window_of(is_causal: bool) -> Optional[str]:
-    """The window of the convolution for a call, None being the layer's own."""
-    return "causal" if is_causal else None
+def window_of(is_causal: bool) -> str:
+    """The window of the convolution for a call."""
+    return "causal" if is_causal else "bidirectional"
 
 
 class EvolvingAttention(Attention):
@@ -98,16 +92,11 @@ class EvolvingAttention(Attention):
 
     Attributes:
         evolution: how the map evolves; None in the first layer, which has none to evolve from.
-        kernels: use the experimental Triton kernels, :mod:`evolving_attention.kernels`, where they
-            can be used.
     """
-
-    kernels: Final[bool]
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.evolution = None
-        self.kernels = KERNELS
         self.probe = AttentionProbe()
 
     def forward(
@@ -141,58 +130,21 @@ class EvolvingAttention(Attention):
         q, k, v = qkv.unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
 
-        if torch.jit.is_scripting():
-            x, attn_logits = self.attend(q, k, v, prev_attn_logits, attn_mask, is_causal)
-        else:
-            x, attn_logits = in_pieces(
-                self.attend,
-                self.num_heads * N * N,
-                (q, k, v, prev_attn_logits),
-                attn_mask,
-                is_causal,
-                module=self,
+        attn_logits = (q * self.scale) @ k.transpose(-2, -1)  # (B, H, N, N)
+        attn_bias = bias_of(attn_logits, attn_mask, is_causal)
+        if self.evolution is not None and prev_attn_logits is not None:
+            attn_logits = self.evolution(
+                attn_logits, prev_attn_logits, absent_cells(attn_bias), window_of(is_causal)
             )
+        attn_probs = maybe_add_mask(attn_logits, open_empty_rows(attn_bias)).softmax(dim=-1)
+        attn_probs = clear_empty_rows(attn_probs, attn_bias)
+        attn_probs = self.attn_drop(self.probe(attn_probs, attn_logits))
+        x = (attn_probs @ v).transpose(1, 2)  # (B, N, H, head_dim)
         x = x.reshape(B, N, self.attn_dim)
         x = self.norm(x)
         if gate is not None:
             x = x * gate
         return self.proj_drop(self.proj(x)), attn_logits
-
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        prev_attn_logits: Optional[Tensor],
-        attn_mask: Optional[Tensor],
-        is_causal: bool,
-    ) -> Tuple[Tensor, Tensor]:
-        """The output, (batch, tokens, heads, head_dim), and the map.
-
-        Queries, keys and values are (batch, heads, tokens, head_dim); the others as in `forward`.
-        """
-        attn_logits = (q * self.scale) @ k.transpose(-2, -1)
-        attn_bias = bias_of(attn_logits, attn_mask, is_causal)
-        evolution = self.evolution
-        evolves = evolution is not None and prev_attn_logits is not None
-        if not torch.jit.is_scripting() and self.kernels and attn_bias is None and evolves:
-            attn_logits, attn_probs = kernels.attend(
-                attn_logits,
-                prev_attn_logits,
-                evolution.weight,
-                evolution.bias,
-                *evolution.mixing_weights(attn_logits),
-            )
-        else:
-            if evolution is not None and prev_attn_logits is not None:
-                attn_logits = evolution(
-                    attn_logits, prev_attn_logits, absent_cells(attn_bias), window_of(is_causal)
-                )
-            attn_probs = maybe_add_mask(attn_logits, open_empty_rows(attn_bias)).softmax(dim=-1)
-            attn_probs = clear_empty_rows(attn_probs, attn_bias)
-        attn_probs = self.attn_drop(self.probe(attn_probs, attn_logits))
-
-        return (attn_probs @ v).transpose(1, 2), attn_logits
 
 
 class EvolvingBlock(Block):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ea_timm.builder import entrypoint
 from ea_timm.layers import EvolvingAttention, EvolvingBlock
+from evolving_attention.checks import check_options
 from evolving_attention.loading import StartsFromPlainWeights
-from evolving_attention.modules import check_options
 
 
 class EvolvingVisionTransformer(VisionTransformer, StartsFromPlainWeights):

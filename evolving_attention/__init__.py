@@ -5,7 +5,8 @@ equations stand in :mod:`evolving_attention.reference` (literally) and in
 :mod:`evolving_attention.functional` (fast). :func:`collect_maps` shows the maps of any model.
 """
 
-from evolving_attention.functional import WINDOWS, evolve
+from evolving_attention.checks import WINDOWS
+from evolving_attention.functional import evolve
 from evolving_attention.maps import AttentionMap, AttentionProbe, collect_maps
 from evolving_attention.modules import AttentionEvolution
 

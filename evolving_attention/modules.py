@@ -6,12 +6,20 @@ from typing import Any, Collection, Dict, Final, List, Mapping, Optional, Tuple,
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from evolving_attention import functional
-from evolving_attention.functional import check_maps, mix_and_refine
+from evolving_attention.checks import (
+    check_heads,
+    check_maps,
+    check_options,
+    check_rows,
+    check_window,
+    is_a,
+)
+from evolving_attention.functional import mix, refine
 
 # What asks for the shape or the type of a value is a node of its own in torch.fx's graphs.
-for function in ("check_maps", "mix_and_refine", "_window", "_unit"):
+for function in ("check_heads", "check_maps", "mix", "refine"):
     torch.fx.wrap(function)
 
 
@@ -56,8 +64,8 @@ class AttentionEvolution(nn.Module):
     ) -> None:
         super().__init__()
         check_options(alpha, beta, kernel_size)
-        functional.check_window(window)
-        if not isinstance(num_heads, Integral) or num_heads < 1:
+        check_window(window)
+        if not is_a(Integral, num_heads) or num_heads < 1:
             raise ValueError(f"num_heads must be 1 or more, got {num_heads!r}")
         self.num_heads = num_heads
         self.kernel_size = kernel_size
@@ -99,12 +107,11 @@ class AttentionEvolution(nn.Module):
 
         `window` is that of this call alone, None the module's own.
         """
-        check_maps(attn_logits, prev_attn_logits, mask, self.num_heads)
-        window = _window(window, self.window)
+        check_heads(attn_logits, self.num_heads)
+        check_maps(attn_logits, prev_attn_logits, mask)
         alpha, beta = self.mixing_weights(attn_logits)
-        return mix_and_refine(
-            attn_logits, prev_attn_logits, self.weight, self.bias, alpha, beta, window, mask
-        )
+        a_in = mix(attn_logits, prev_attn_logits, alpha, mask)
+        return refine(a_in, self.weight, self.bias, beta, self.window if window is None else window)
 
     def step(
         self,
@@ -113,28 +120,35 @@ class AttentionEvolution(nn.Module):
         mask: Optional[Tensor] = None,
         rows: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Optional[Tensor]]:
-        """The evolved map of the next queries alone, for incremental decoding.
+        """The evolved map of the next T queries, (B, H, T, S), for incremental decoding.
 
-        Takes and returns besides, per sequence, the last K - 1 rows of A_in: (B, H, K - 1, S),
-        None at the start and without convolution. Equal to :meth:`forward` over the whole map.
+        Also takes and returns, for each sequence, the last K - 1 rows of A_in: (B, H, K - 1, S or
+        fewer), None at the start and without convolution. The steps together equal
+        :meth:`forward` over the whole map.
+
+        Raises:
+            ValueError: as :func:`evolving_attention.evolve`; or the module's window looks ahead;
+                or `rows` are of another kernel size, or of more keys than the map has.
         """
-        check_maps(attn_logits, prev_attn_logits, mask, self.num_heads)
+        check_heads(attn_logits, self.num_heads)
+        check_maps(attn_logits, prev_attn_logits, mask)
         if self.window == "bidirectional":
             raise ValueError(
                 "window must be causal or cross to go step by step, bidirectional looks ahead"
             )
         alpha, beta = self.mixing_weights(attn_logits)
-        return functional.step(
-            attn_logits,
-            prev_attn_logits,
-            self.weight,
-            self.bias,
-            alpha,
-            beta,
-            self.window,
-            mask,
-            rows,
-        )
+        a_in = mix(attn_logits, prev_attn_logits, alpha, mask)  # (B, H, T, S)
+        if self.weight is None:
+            return a_in, None
+        count = self.weight.size(2) - 1
+        if rows is None:
+            rows = a_in.new_zeros([a_in.size(0), a_in.size(1), count, a_in.size(3)])
+        check_rows(rows, count, a_in)
+        # To earlier queries the keys that came since are the future: masked, zero.
+        rows = F.pad(rows, (0, a_in.size(3) - rows.size(3)))  # (B, H, K - 1, S)
+        evolved = refine(a_in, self.weight, self.bias, beta, self.window, rows)
+        rows = torch.cat([rows, a_in], dim=2)  # (B, H, K - 1 + T, S)
+        return evolved, rows[:, :, rows.size(2) - count :]  # the last K - 1
 
     def mixing_weights(self, like: Tensor) -> Tuple[Union[float, Tensor], Union[float, Tensor]]:
         """alpha and beta as they are used: numbers, or tensors of `like`'s dtype if learnable."""
@@ -231,14 +245,6 @@ def shortest_number(stored: Tensor) -> float:
     return next(number for number in numbers if is_rounded(number, stored.clamp(0.0, 1.0)))
 
 
-def _window(of_call: Optional[str], of_module: str) -> str:
-    if of_call is None:
-        return of_module
-    if not torch.jit.is_scripting():
-        functional.check_window(of_call)
-    return of_call
-
-
 def _unit(x: Tensor) -> Tensor:
     """A learned mixing weight within [0, 1], with the gradient of one that has no bounds.
 
@@ -246,10 +252,3 @@ def _unit(x: Tensor) -> Tensor:
     there for good.
     """
     return x + (x.clamp(0.0, 1.0) - x).detach()
-
-
-def check_options(alpha: float, beta: float, kernel_size: int) -> None:
-    """Raises ValueError, naming the argument, unless alpha, beta and kernel_size are in range."""
-    functional.check_unit_interval("alpha", alpha)
-    functional.check_unit_interval("beta", beta)
-    functional.check_kernel_size("kernel_size", kernel_size)

@@ -10,8 +10,7 @@ import timm
 import torch
 
 import ea_timm  # noqa: F401 (registers the models)
-from evolving_attention import AttentionEvolution, reference
-from evolving_attention.functional import WINDOWS
+from evolving_attention import WINDOWS, AttentionEvolution, reference
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import common

@@ -8,7 +8,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model_architecture
 from omegaconf import DictConfig
 
-from evolving_attention.modules import check_options
+from evolving_attention.checks import check_options
 
 
 @dataclass

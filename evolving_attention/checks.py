@@ -1,0 +1,122 @@
+"""What the core refuses: each check raises ValueError, naming the argument and what is right."""
+
+from numbers import Integral, Real
+from typing import Optional, Union
+
+import torch
+from torch import Tensor
+
+WINDOWS = ("bidirectional", "causal", "cross")
+
+
+def check_maps(attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Tensor]) -> None:
+    """The maps are (batch, heads, queries, keys) and fit each other, and the mask fits them."""
+    if attn_logits.dim() != 4:
+        raise ValueError(
+            f"attn_logits must be (batch, heads, queries, keys), got shape {attn_logits.shape}"
+        )
+    if prev_attn_logits.shape != attn_logits.shape:
+        raise ValueError(
+            f"prev_attn_logits has shape {prev_attn_logits.shape}, attn_logits "
+            f"{attn_logits.shape}: a map evolves only from one of the same batch, heads, "
+            "queries and keys"
+        )
+    if prev_attn_logits.dtype != attn_logits.dtype:
+        raise ValueError(
+            f"prev_attn_logits has dtype {prev_attn_logits.dtype}, attn_logits "
+            f"{attn_logits.dtype}: they must be the same"
+        )
+    if mask is not None:
+        check_mask("mask", mask, attn_logits)
+
+
+def check_mask(name: str, mask: Tensor, attn_logits: Tensor) -> None:
+    """The mask is bool, and broadcastable to the map without enlarging it."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be of dtype torch.bool (True: no cell), got {mask.dtype}")
+    if not expands_to(mask, attn_logits):
+        raise ValueError(
+            f"{name} must be broadcastable to {attn_logits.shape}, got shape {mask.shape}"
+        )
+
+
+def expands_to(mask: Tensor, attn_logits: Tensor) -> bool:
+    """Whether the mask is broadcastable to the map without enlarging it."""
+    if mask.dim() > attn_logits.dim():
+        return False
+    for i in range(1, mask.dim() + 1):
+        if mask.size(-i) != 1 and mask.size(-i) != attn_logits.size(-i):
+            return False
+    return True
+
+
+def check_heads(attn_logits: Tensor, num_heads: int) -> None:
+    """The map has as many heads as the layer."""
+    if attn_logits.dim() == 4 and attn_logits.size(1) != num_heads:
+        raise ValueError(
+            f"attn_logits has {attn_logits.size(1)} heads, this layer was made with "
+            f"num_heads={num_heads}"
+        )
+
+
+def check_rows(rows: Tensor, count: int, a_in: Tensor) -> None:
+    """The rows kept from earlier steps fit the kernel and the map."""
+    if rows.size(2) != count or rows.size(3) > a_in.size(3):
+        raise ValueError(
+            f"rows must be (batch, heads, {count}, {a_in.size(3)} or fewer), got {rows.shape}"
+        )
+
+
+def check_weights(
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    alpha: Union[float, Tensor],
+    beta: Union[float, Tensor],
+    heads: int,
+) -> None:
+    """The weights fit each other and the heads, and alpha and beta are in range."""
+    if (weight is None) != (bias is None):
+        raise ValueError("weight and bias must both be given, or neither")
+    if weight is not None:
+        kernel_size = weight.size(-1) if weight.dim() == 4 else 0
+        if weight.shape != (heads, heads, kernel_size, kernel_size) or bias.shape != (heads,):
+            raise ValueError(
+                f"weight must be ({heads}, {heads}, K, K) and bias ({heads},) for {heads} heads, "
+                f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
+            )
+        check_kernel_size("kernel_size", kernel_size)
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not isinstance(value, Tensor):
+            check_unit_interval(name, value)
+        elif value.numel() != 1:
+            raise ValueError(f"{name} must be a number or a tensor of one, got shape {value.shape}")
+
+
+def check_options(alpha: float, beta: float, kernel_size: int) -> None:
+    """The options of a layer or a model are in range."""
+    check_unit_interval("alpha", alpha)
+    check_unit_interval("beta", beta)
+    check_kernel_size("kernel_size", kernel_size)
+
+
+def check_unit_interval(name: str, value: float) -> None:
+    """The number lies in [0, 1]."""
+    if not is_a(Real, value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
+
+
+def check_kernel_size(name: str, value: int) -> None:
+    """The number is odd and positive."""
+    if not is_a(Integral, value) or value < 1 or value % 2 == 0:
+        raise ValueError(f"{name} must be odd and positive (1, 3, 5, ...), got {value!r}")
+
+
+def check_window(window: str) -> None:
+    """The window is one of WINDOWS."""
+    if window not in WINDOWS:
+        raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {window!r}")
+
+
+def is_a(kind: type, value: object) -> bool:
+    """Whether the value is a number of this kind; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
