@@ -10,11 +10,17 @@ import codecs
 import contextlib
 import errno
 import os
+import signal
 import tempfile
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Iterator, Optional, Tuple
+from typing import IO, Any, Callable, Iterable, Iterator, Optional, Tuple
 
 SNIFF = 8000  # bytes of a file that are looked at to tell what it is
+BLOCK = 1000  # items that are handed to a process at a time
 PART = ".evolving-attention-"  # how the folders begin in which outputs are written
 
 
@@ -81,6 +87,37 @@ def wide_encoding(head: bytes) -> Optional[str]:
     if len(head) % 2 == 0 and max(zeros) > len(head) // 50 and min(zeros) == 0:
         return "UTF-16BE" if zeros[0] else "UTF-16LE"
     return None
+
+
+def in_processes(make: Callable[[], Callable], items: Iterable, workers: int) -> Iterator:
+    """function(item) of each item, in their order; `make()` makes the function in each process.
+
+    Only a few blocks of items are in memory at a time. DataError if a process is killed."""
+    if workers == 1:
+        yield from map(make(), items)
+        return
+    items, pending = iter(items), deque()
+    try:
+        with ProcessPoolExecutor(workers, initializer=_begin, initargs=(make,)) as pool:
+            for block in iter(lambda: list(islice(items, BLOCK)), []):
+                pending.append(pool.submit(_work, block))
+                if len(pending) > 4 * workers:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+    except BrokenProcessPool:
+        message = "a worker process was killed, perhaps for want of memory; try fewer --workers"
+        raise DataError(message) from None
+
+
+def _begin(make: Callable[[], Callable]) -> None:
+    global _function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to tell about
+    _function = make()
+
+
+def _work(block: list) -> list:
+    return [_function(item) for item in block]
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

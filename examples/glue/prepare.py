@@ -19,12 +19,11 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from multiprocessing import Pool
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from fairseq.data import Dictionary, encoders, indexed_dataset
@@ -34,11 +33,10 @@ from tqdm import tqdm
 from evolving_attention.commands import (
     DataError,
     check_data_path,
+    in_processes,
     positive,
     whole_or_not_at_all,
 )
-
-CHUNK = 1000  # lines handed to a worker at a time
 
 
 class Bpe:
@@ -69,27 +67,12 @@ class Bpe:
 
     def encode(self, lines: Iterable[str], workers: int) -> Iterator[str]:
         """The tokens of each line, separated by spaces; empty lines stay empty."""
-        if workers == 1:
-            start_worker(self.options)
-            yield from map(encode_line, lines)
-            return
-        with Pool(workers, start_process, (self.options,)) as pool:
-            yield from pool.imap(encode_line, lines, CHUNK)
+        return in_processes(partial(make_encoder, self.options), lines, workers)
 
 
-def start_process(options: Namespace) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to tell about
-    start_worker(options)
-
-
-def start_worker(options: Namespace) -> None:
-    global worker_bpe
-    worker_bpe = encoders.build_bpe(options)
-
-
-def encode_line(line: str) -> str:
-    line = line.strip()
-    return worker_bpe.encode(line) if line else ""
+def make_encoder(options: Namespace) -> Callable[[str], str]:
+    bpe = encoders.build_bpe(options)
+    return lambda line: bpe.encode(line.strip()) if line.strip() else ""
 
 
 def binarize(prefix: Path, lines: Iterable[str], dictionary: Dictionary) -> Counter[str]:
@@ -147,7 +130,7 @@ def learn_bpe(documents: list[list[str]], size: int, folder: Path) -> None:
     vocabulary, merges = tokenizer.save_model(str(folder))
     os.remove(vocabulary)
     os.replace(merges, folder / "vocab.bpe")
-    numbers = tokenizer.get_vocab()
+    numbers = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
     (folder / "encoder.json").write_text(json.dumps(numbers), encoding="ascii")
     counts: Counter[int] = Counter()
     for encoding in tokenizer.encode_batch(lines):
@@ -241,17 +224,13 @@ def prepare_tasks(args: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------- commands
 
 
-def check_absent(out: Path) -> None:
-    """DataError if `out` exists, or fairseq could not read it."""
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes `out` if no error comes. DataError if `out` exists,
+    or if fairseq could not read it."""
     check_data_path(out)
     if os.path.lexists(out):
         raise DataError(f"{out} exists already; move it, or choose another --out")
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A new folder to write into, which becomes `out` if no error comes."""
-    check_absent(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_not_at_all(out) as part:
         part.mkdir()
@@ -263,64 +242,40 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    raw = "the folder of GLUE's official files: CoLA/train.tsv, ..."
 
-    text = commands.add_parser("text", help="plain text, for masked_lm")
-    text.set_defaults(prepare=prepare_text)
-    text.add_argument(
-        "--text",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="plain text, one sentence or paragraph a line, documents separated by empty lines",
-    )
-    text.add_argument(
-        "--tasks", nargs="+", choices=TASKS, help="the sentences these GLUE tasks train on"
-    )
-    text.add_argument("--raw", type=Path, help="the folder of GLUE's official files, for --tasks")
-    text.add_argument("--valid", type=Path, metavar="FILE", help="text to validate with")
-    text.add_argument(
-        "--valid-every",
-        type=positive,
-        default=50,
-        metavar="N",
-        help="without --valid, every N-th document is validated with (default: %(default)s)",
-    )
-    text.add_argument(
-        "--bpe", type=Path, metavar="FOLDER", help="a BPE to use; else one is learned"
-    )
-    text.add_argument(
-        "--vocabulary",
-        type=positive,
-        default=8000,
-        metavar="SIZE",
-        help="without --bpe, tokens of the one that is learned (default: %(default)s)",
-    )
+    command = commands.add_parser("text", help="plain text, for masked_lm")
+    command.set_defaults(prepare=prepare_text)
+    add = command.add_argument
+    text = "plain text, a sentence or paragraph a line, documents separated by empty lines"
+    add("--text", type=Path, nargs="+", default=[], metavar="FILE", help=text)
+    add("--tasks", nargs="+", choices=TASKS, help="the sentences these GLUE tasks train on")
+    add("--raw", type=Path, help=f"{raw}, for --tasks")
+    add("--valid", type=Path, metavar="FILE", help="text to validate with")
+    every = "without --valid, every N-th document is validated with (default: %(default)s)"
+    add("--valid-every", type=positive, default=50, metavar="N", help=every)
+    add("--bpe", type=Path, metavar="FOLDER", help="a BPE to use; else one is learned")
+    size = "without --bpe, tokens of the one that is learned (default: %(default)s)"
+    add("--vocabulary", type=positive, default=8000, metavar="SIZE", help=size)
+    add_common_options(command)
 
-    tasks = commands.add_parser("tasks", help="GLUE, for sentence_prediction")
-    tasks.set_defaults(prepare=prepare_tasks)
-    tasks.add_argument(
-        "--raw",
-        type=Path,
-        required=True,
-        help="the folder of GLUE's official files: CoLA/train.tsv, ...",
-    )
-    tasks.add_argument("--tasks", nargs="+", choices=TASKS, help="which (default: all nine)")
-    tasks.add_argument("--bpe", type=Path, required=True, metavar="FOLDER", help="the BPE to use")
-    for command in (text, tasks):
-        command.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-        command.add_argument(
-            "--skip-bad-lines",
-            action="store_true",
-            help="leave out lines with a wrong number of columns, which older copies of QQP have",
-        )
-        command.add_argument(
-            "--workers",
-            type=positive,
-            default=os.cpu_count(),
-            help="processes (default: all cores)",
-        )
+    command = commands.add_parser("tasks", help="GLUE, for sentence_prediction")
+    command.set_defaults(prepare=prepare_tasks)
+    add = command.add_argument
+    add("--raw", type=Path, required=True, help=raw)
+    add("--tasks", nargs="+", choices=TASKS, help="which (default: all nine)")
+    add("--bpe", type=Path, required=True, metavar="FOLDER", help="the BPE to use")
+    add_common_options(command)
     return parser
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="FOLDER", help="a new one")
+    skip = "leave out lines with a wrong number of columns, which older copies of QQP have"
+    add("--skip-bad-lines", action="store_true", help=skip)
+    cores = os.cpu_count()
+    add("--workers", type=positive, default=cores, help="processes (default: all cores)")
 
 
 def main(argv: list[str] | None = None) -> None:
