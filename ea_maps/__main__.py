@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    doors = parser.add_subparsers(required=True, metavar="sentence | image | series")
+    commands = parser.add_subparsers(required=True, metavar="sentence | image | series")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", type=Path, default=Path("maps.png"), help=".png, .svg or .pdf")
     add_overwrite(common)
@@ -121,39 +121,39 @@ def build_parser() -> argparse.ArgumentParser:
         help="headings of the two models (default: evolving plain)",
     )
 
-    door = doors.add_parser(
+    command = commands.add_parser(
         "sentence", parents=[common], help="a fairseq checkpoint, translation or RoBERTa"
     )
-    door.add_argument("checkpoint", type=Path)
-    door.add_argument("sentence", help="tokenised and in BPE, as the training data is")
-    door.add_argument("--target", help="its translation, likewise; default: the model's own")
-    door.add_argument("--data", type=Path, help="data-bin, if not where the training had it")
-    door.add_argument("--compare", type=Path, metavar="CHECKPOINT", help="evolving or plain")
-    door.set_defaults(run=sentence)
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument("sentence", help="tokenised and in BPE, as the training data is")
+    command.add_argument("--target", help="its translation, also in BPE; default: the model's own")
+    command.add_argument("--data", type=Path, help="data-bin, if not where the training had it")
+    command.add_argument("--compare", type=Path, metavar="CHECKPOINT", help="evolving or plain")
+    command.set_defaults(run=sentence)
 
-    door = doors.add_parser("image", parents=[common], help="a timm model")
-    door.add_argument("model", help="ea_*, or a plain ViT or DeiT")
-    door.add_argument("image", type=Path)
-    door.add_argument("--checkpoint", default="", help="default: random weights")
+    command = commands.add_parser("image", parents=[common], help="a timm model")
+    command.add_argument("model", help="ea_*, or a plain ViT or DeiT")
+    command.add_argument("image", type=Path)
+    command.add_argument("--checkpoint", default="", help="default: random weights")
     options = {"action": "append", "type": name_value, "metavar": "NAME=VALUE"}
-    door.add_argument(
+    command.add_argument(
         "--option", default=[], **options, help="of timm.create_model, as img_size=32"
     )
-    door.add_argument("--compare", metavar="MODEL", help="likewise")
-    door.add_argument("--compare-checkpoint", default="", metavar="CHECKPOINT")
-    door.add_argument("--compare-option", **options, help="default: those of --option")
-    door.set_defaults(run=image)
+    command.add_argument("--compare", metavar="MODEL", help="a second model")
+    command.add_argument("--compare-checkpoint", default="", metavar="CHECKPOINT")
+    command.add_argument("--compare-option", **options, help="default: those of --option")
+    command.set_defaults(run=image)
 
-    door = doors.add_parser(
+    command = commands.add_parser(
         "series", parents=[common], help="an estimator of ea_aeon, or a fairseq checkpoint"
     )
-    door.add_argument("model", type=Path)
-    door.add_argument("dataset")
-    door.add_argument("--folder", help="holds DATASET/DATASET_TEST.ts; default: aeon's own")
-    door.add_argument("--split", choices=["train", "test"], default="test")
-    door.add_argument("--case", type=int, default=0, help="number of the series (default: 0)")
-    door.add_argument("--compare", type=Path, metavar="MODEL", help="likewise")
-    door.set_defaults(run=series)
+    command.add_argument("model", type=Path)
+    command.add_argument("dataset")
+    command.add_argument("--folder", help="holds DATASET/DATASET_TEST.ts; default: aeon's own")
+    command.add_argument("--split", choices=["train", "test"], default="test")
+    command.add_argument("--case", type=int, default=0, help="number of the series (default: 0)")
+    command.add_argument("--compare", type=Path, metavar="MODEL", help="a second model")
+    command.set_defaults(run=series)
     return parser
 
 

@@ -1,7 +1,6 @@
-"""What the commands of this project share: types of options, text, outputs that spare users' files.
+"""What the commands share: option types, reading text, worker processes, and writing output.
 
-The rule of all of them: no file is deleted or overwritten that the command did not write itself,
-unless the user asks for it by --overwrite.
+A command deletes or overwrites only files that it wrote itself, unless the user gives --overwrite.
 """
 
 import argparse
@@ -19,24 +18,24 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Callable, Iterable, Iterator, Optional, Tuple
 
-SNIFF = 8000  # bytes of a file that are looked at to tell what it is
-BLOCK = 1000  # items that are handed to a process at a time
-PART = ".evolving-attention-"  # how the folders begin in which outputs are written
+SNIFF = 8000  # bytes read from a file to tell its encoding
+BLOCK = 1000  # items handed to a process at a time
+PART = ".evolving-attention-"  # prefix of the temporary folders that hold unfinished output
 
 
 class DataError(Exception):
-    """What was given cannot be used; the message says where, and what would be right."""
+    """The input cannot be used; the message says where, and what would be right."""
 
 
 def positive(text: str) -> int:
-    """An argparse type: what counts something."""
+    """An argparse type: a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
     return int(text)
 
 
 def name_value(text: str) -> Tuple[str, Any]:
-    """An argparse type: NAME=VALUE, the value a Python literal or else a string."""
+    """An argparse type: NAME=VALUE, where VALUE is a Python literal or else a string."""
     name, found, value = text.partition("=")
     if not found:
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
@@ -47,13 +46,13 @@ def name_value(text: str) -> Tuple[str, Any]:
 
 
 def text_lines(stream: IO[bytes], name: object) -> Iterator[str]:
-    """The lines of UTF-8 text without their \\n, and without a byte-order mark.
+    """The lines of UTF-8 text, without their \\n and without a byte-order mark.
 
-    Nothing else ends a line: the other breaks that str.splitlines knows stand inside sentences, and
-    would shift one side of a corpus against the other.
+    Only \\n ends a line: the other breaks that str.splitlines knows occur inside sentences, and
+    splitting there would shift one side of a corpus against the other.
 
     Raises:
-        DataError: it is no UTF-8; the message begins with `name`.
+        DataError: the text is not UTF-8; the message begins with `name`.
     """
     head = stream.read(SNIFF)
     stream.seek(0)
@@ -78,7 +77,7 @@ def text_lines(stream: IO[bytes], name: object) -> Iterator[str]:
 
 
 def wide_encoding(head: bytes) -> Optional[str]:
-    """UTF-16 or UTF-32, if a text begins so: by its byte-order mark, or by where its zeros are."""
+    """UTF-16 or UTF-32 if the text is in it, told by its byte-order mark or by its zero bytes."""
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "UTF-32"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -90,9 +89,10 @@ def wide_encoding(head: bytes) -> Optional[str]:
 
 
 def in_processes(make: Callable[[], Callable], items: Iterable, workers: int) -> Iterator:
-    """function(item) of each item, in their order; `make()` makes the function in each process.
+    """Applies a function to the items in `workers` processes and yields the results in order.
 
-    Only a few blocks of items are in memory at a time. DataError if a process is killed."""
+    Each process calls `make()` once to get the function. Only a few blocks of items are in memory
+    at a time. DataError if a process is killed."""
     if workers == 1:
         yield from map(make(), items)
         return
@@ -106,13 +106,13 @@ def in_processes(make: Callable[[], Callable], items: Iterable, workers: int) ->
             while pending:
                 yield from pending.popleft().result()
     except BrokenProcessPool:
-        message = "a worker process was killed, perhaps for want of memory; try fewer --workers"
+        message = "a worker process was killed, perhaps for lack of memory; try fewer --workers"
         raise DataError(message) from None
 
 
 def _begin(make: Callable[[], Callable]) -> None:
     global _function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to tell about
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent reports Ctrl-C
     _function = make()
 
 
@@ -122,20 +122,21 @@ def _work(block: list) -> list:
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace output files that exist already"
+        "--overwrite", action="store_true", help="replace output files that already exist"
     )
 
 
 def check_output(path: Path, overwrite: bool = False) -> None:
-    """Raises OSError, naming the remedy, unless a new file (or, by `overwrite`, one in the place
-    of an old one) can be written to `path`. Devices and pipes hold nothing that could be lost."""
+    """Raises OSError with the remedy unless `path` can be written without losing a file.
+
+    With `overwrite`, an existing file is fine; devices and pipes always are."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     is_file = path.is_file() or path.is_symlink()
     if is_file and not overwrite:
-        raise FileExistsError(f"{path} exists already; choose another name, or add --overwrite")
+        raise FileExistsError(f"{path} already exists; choose another name, or add --overwrite")
     if (is_file or not path.exists()) and not os.access(path.parent, os.W_OK):
         raise PermissionError(f"the folder {path.parent} cannot be written to")
 
@@ -144,33 +145,33 @@ def check_output(path: Path, overwrite: bool = False) -> None:
 def whole_or_not_at_all(
     path: Path, overwrite: bool = False, within: Optional[Path] = None
 ) -> Iterator[Path]:
-    """A path to write a file or a folder to; it becomes `path` at the end if no error comes.
+    """Yields a temporary path for a file or folder, and moves that to `path` if there is no error.
 
     Args:
         overwrite: whether a file at `path` may be replaced; a folder never is.
-        within: the folder for what is unfinished, on the same file system; default: beside `path`.
+        within: folder for the unfinished output, on the same file system; default: that of `path`.
 
     Raises:
-        OSError: something is at `path`, before or after the work.
+        OSError: `path` exists when the output is finished.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         yield path  # a device or a pipe
         return
     if path.is_file() and overwrite:
-        path = path.resolve()  # of a link the file, not the link, is replaced
+        path = path.resolve()  # replaces the file that a link points to, not the link
     with tempfile.TemporaryDirectory(prefix=PART, dir=within or path.parent) as folder:
         part = Path(folder) / path.name
         yield part
         if os.path.lexists(path) and not (path.is_file() and overwrite):
-            raise FileExistsError(f"{path} exists already; move it, or choose another name")
+            raise FileExistsError(f"{path} already exists; move it, or choose another name")
         os.replace(part, path)
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps a second run out of `folder` by a lock on its file .lock, which the system frees when
-    the process ends, however it ends. DataError if another run holds it."""
-    import fcntl  # Windows has none, and other commands than those that need it
+    """Locks `folder` by its file .lock, so that two runs do not write to it at once. The system
+    releases the lock when the process ends, however it ends. DataError if another run holds it."""
+    import fcntl  # not on Windows, where the other functions are needed too
 
     with (folder / ".lock").open("a") as file:
         try:
@@ -178,15 +179,13 @@ def alone_in(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise DataError(
-                    f"another run is at work in {folder}; wait for its end, or give another folder"
+                    f"another run is using {folder}; wait until it ends, or give another folder"
                 ) from None
-            # else a file system without locks
+            # otherwise the file system has no locks
         yield
 
 
 def check_data_path(path: Path) -> None:
     """DataError if fairseq would read `path` as several paths."""
     if os.pathsep in str(path):
-        raise DataError(
-            f"{path}: fairseq takes {os.pathsep!r} for the end of a path; choose a name without it"
-        )
+        raise DataError(f"{path}: fairseq splits paths at {os.pathsep!r}; choose a name without it")

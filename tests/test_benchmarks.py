@@ -110,7 +110,7 @@ def test_no_file_is_overwritten_unasked(tmp_path, capsys, name):
     path.write_text("theirs")
     with pytest.raises(SystemExit):
         growth.main([f"--{name}", str(path)])
-    assert f"--{name}: {path} exists already; choose another" in capsys.readouterr().err
+    assert f"--{name}: {path} already exists; choose another" in capsys.readouterr().err
     assert path.read_text() == "theirs"
 
 

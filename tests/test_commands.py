@@ -64,12 +64,12 @@ def test_a_new_file_is_fine_and_an_old_one_by_overwrite(tmp_path):
     check_output(path)
     path.write_text("theirs")
     with pytest.raises(
-        FileExistsError, match="x exists already; choose another name, or add --over"
+        FileExistsError, match="x already exists; choose another name, or add --over"
     ):
         check_output(path)
     check_output(path, overwrite=True)
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(FileExistsError, match="link exists already"):
+    with pytest.raises(FileExistsError, match="link already exists"):
         check_output(tmp_path / "link")
     for overwrite in (False, True):
         with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"):

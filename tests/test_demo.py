@@ -128,7 +128,7 @@ def test_the_corpus_is_written_beside_the_users_files_only(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["corpus.py", "--out", str(tmp_path)])
     with pytest.raises(SystemExit):
         corpus.main()
-    assert "valid.en exists already" in capsys.readouterr().err
+    assert "valid.en already exists" in capsys.readouterr().err
     assert snapshot(tmp_path) == before
 
 

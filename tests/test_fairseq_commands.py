@@ -193,7 +193,7 @@ def test_averaged_checkpoint(data, trained, tmp_path, capsys):
     same = ["--inputs", str(trained / "checkpoint15.pt"), "--output", str(output)]
     with pytest.raises(SystemExit):
         averaging.main(same)
-    assert "average.pt exists already" in capsys.readouterr().err
+    assert "average.pt already exists" in capsys.readouterr().err
     averaging.main([*same, "--overwrite"])
     for name, value in weights(output).items():
         torch.testing.assert_close(value, two[name], atol=0, rtol=0)
@@ -220,7 +220,7 @@ def test_averaged_checkpoint(data, trained, tmp_path, capsys):
         (["--inputs", "{trained}/checkpoint15.pt", "--output", "."], ". is a folder"),
         (
             ["--inputs", "{trained}/checkpoint15.pt", "--output", __file__],
-            "test_fairseq_commands.py exists already",
+            "test_fairseq_commands.py already exists",
         ),
     ],
 )

@@ -363,7 +363,7 @@ def test_a_sentence_on_the_command_line(tmp_path, capsys, data):
         folder = tmp_path / part
         folder.mkdir()
         (folder / f"maps-{part}.png").write_text("theirs")
-        with pytest.raises(SystemExit, match=f"maps-{part}.png exists already"):
+        with pytest.raises(SystemExit, match=f"maps-{part}.png already exists"):
             run("sentence", ours, "a b", "--out", folder / "maps.png")
         assert [path.read_text() for path in folder.iterdir()] == ["theirs"]
     (folder / "maps.png").write_text("theirs")  # of this name none is written
@@ -449,7 +449,7 @@ def test_no_picture_is_replaced_unasked(tmp_path, monkeypatch, door, name):
     """Found before anything is read: there is no such model."""
     monkeypatch.chdir(tmp_path)
     Path(name).write_text("theirs")
-    with pytest.raises(SystemExit, match=f"{name} exists already; choose another name, or add"):
+    with pytest.raises(SystemExit, match=f"{name} already exists; choose another name, or add"):
         run(*door)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
 

@@ -582,7 +582,7 @@ def test_what_stands_where_a_stage_is_written_stays(tmp_path, run_any, capsys, c
         kind(out / name)
         more = ["--binarize"] if name == "data-bin" else []
         message = refused(capsys, tmp_path, run_any, command, out, *more)
-        assert f"in the way of what is to be written: {out / name}" in message
+        assert f"will not overwrite {out / name}" in message
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -611,13 +611,13 @@ def test_originals_where_a_stage_is_written(multi30k, capsys):
         shutil.copytree(multi30k, folder / name, ignore=lambda *_: ["project", "test_2018_x.de"])
     options = ["multi30k", "--raw", folder / "raw", "--out", folder]
     message = refused(capsys, multi30k, run, *options)
-    assert f"{folder}/raw lies in {folder}/raw, which --out {folder} writes; move it" in message
+    assert f"{folder}/raw is in {folder}/raw, which --out {folder} would write; move it" in message
     train = text_options(folder, "--train", folder / "bpe" / "train", out=".")
     message = refused(capsys, multi30k, run, *train)
-    assert f"{folder}/bpe/train.de.gz lies in {folder}/bpe" in message
+    assert f"{folder}/bpe/train.de.gz is in {folder}/bpe" in message
     (multi30k / "link").symlink_to(folder / "raw")
     options[2] = multi30k / "link"
-    assert "link lies in" in refused(capsys, multi30k, run, *options)
+    assert "link is in" in refused(capsys, multi30k, run, *options)
     # beside the stages they are found
     options[2] = folder / "orig"
     (folder / "raw").rename(folder / "orig")
@@ -630,7 +630,7 @@ def test_the_output_of_an_earlier_run_is_no_input(data, capsys):
     out = run_text(data)
     more = ["--no-binarize", "--test", out / "tok" / "test"]
     message = refused(capsys, data, run, *text_options(data, *more))
-    assert "tok/test.de lies in" in message
+    assert "tok/test.de is in" in message
 
 
 def test_data_in_the_output_folder_are_found(multi30k):
@@ -644,7 +644,7 @@ def test_data_in_the_output_folder_are_found(multi30k):
     [
         (lambda out: as_file(out / "tok" / "notes.txt"), "tok/notes.txt"),
         (lambda out: (out / "tok" / "mine").mkdir(), "tok/mine"),
-        (lambda out: (out / "tok" / "link").symlink_to(out), "tok/link"),
+        (lambda out: (out / "tok" / "link").symlink_to(out), "tok/link (a link)"),
         (lambda out: flip(out / "tok" / "train.de"), "tok/train.de"),
         (lambda out: flip(out / "code"), "code"),
         (lambda out: (out / "tok" / "train.de").write_text("cut"), "tok/train.de"),
@@ -654,7 +654,7 @@ def test_what_the_user_added_or_changed_is_kept(data, capsys, spoil, name):
     out = run_text(data)
     spoil(out)
     message = refused(capsys, data, run_text, data, "--lowercase")
-    assert f"in the way of what is to be written: {out / name}; this prepare.py did not" in message
+    assert f"will not overwrite {out / name}: not written by" in message
     if name != "tok/train.de":  # a run that would not replace it leaves it where it is
         before = snapshot(out)
         run_text(data)
@@ -677,7 +677,7 @@ def test_what_changes_while_a_stage_is_made_is_kept(data, capsys, monkeypatch):
 
     monkeypatch.setattr(prepare.Preparation, "build_tok", slow)
     content = (out / "tok" / "train.de").read_bytes()
-    assert "tok/train.de; this" in error_of(capsys, run_text, data, "--lowercase")
+    assert "tok/train.de: not written" in error_of(capsys, run_text, data, "--lowercase")
     changed = (out / "tok" / "train.de").read_bytes()
     assert changed != content and changed[1:] == content[1:]
 
@@ -693,8 +693,8 @@ def test_stamps_of_the_version_before(data, capsys):
     run_text(data)
     assert redone(capsys.readouterr().out) == []
     message = refused(capsys, data, run_text, data, "--max-length", 99)
-    assert f"to be written: {out}/split, {out}/code, {out}/bpe; this prepare.py" in message
-    assert "Move or delete it, or give another --out" in message
+    assert f"will not overwrite {out}/split, {out}/code, {out}/bpe: not written" in message
+    assert "move or delete it, or give another --out" in message
     for name in ("split", "bpe"):
         shutil.rmtree(out / name)
     (out / "code").unlink()
@@ -705,7 +705,7 @@ def test_stamps_of_the_version_before(data, capsys):
 @pytest.mark.parametrize("content", ["{}", "[]", "theirs", '{"digest": 1}', ""])
 def test_a_stamp_of_something_else(data, capsys, content):
     write_lines(data / "out" / ".stamps" / "raw.json", [content])
-    assert "raw.json is no stamp of prepare.py" in refused(capsys, data, run_text, data)
+    assert "raw.json was not written by prepare.py" in refused(capsys, data, run_text, data)
 
 
 def test_a_linked_stage(data, capsys):
@@ -717,7 +717,7 @@ def test_a_linked_stage(data, capsys):
     run_text(data)
     assert redone(capsys.readouterr().out) == []
     message = refused(capsys, data, run_text, data, "--lowercase")
-    assert f"in the way of what is to be written: {out}/tok; " in message
+    assert f"will not overwrite {out}/tok (a link): " in message
     (data / "linked").symlink_to(out)
     run_text(data, out="linked")
     assert redone(capsys.readouterr().out) == []
@@ -736,7 +736,7 @@ def test_one_run_at_a_time_and_none_after_a_killed_one_waits(data, capsys, monke
             assert first.poll() is None
             time.sleep(0.01)
         message = error_of(capsys, run_text, data)
-        assert f"another run is at work in {data}/out; wait for its end" in message
+        assert f"another run is using {data}/out; wait until it ends" in message
         assert first.poll() is None
         first.kill()
     write_pairs(data / "train", corpus(60))
@@ -845,7 +845,7 @@ def test_unfit_raw_folders(tmp_path, multi30k, capsys):
     ("options", "message"),
     [
         (["--target-lang", "de"], "source and target language are both de"),
-        (["--binarize", "--out", "a:b"], "a:b: fairseq takes ':' for the end of a path; choose"),
+        (["--binarize", "--out", "a:b"], "a:b: fairseq splits paths at ':'; choose"),
         (["--target-lang", "e-n"], "'e-n' is not letters, digits and _"),
         (["--bpe-merges", "0"], "must be a whole number of at least 1, got 0"),
         (["--ratio", "0.5"], "--ratio 0.5: longer side / shorter side is never below 1"),

@@ -468,7 +468,7 @@ def test_the_table_of_the_example(tmp_path):
     for arguments, message in (
         (["--", "Bumps", "None"], "no None_TRAIN.ts"),
         (["--json", tmp_path, "--", "Bumps"], "is a folder; give the name of a file"),
-        (["--json", scores, "--", "Bumps"], "scores.json exists already; choose another name"),
+        (["--json", scores, "--", "Bumps"], "scores.json already exists; choose another name"),
         (
             ["--option", "kernel_size=a", "--", "Bumps"],
             "kernel_size must be 1 or more, got 'a'",

@@ -35,12 +35,12 @@ DURATIONS = ("duration-second", "duration-minute", "duration-hour", "duration-da
 
 
 def number(rng: random.Random) -> int:
-    """2 to 999,999, as many of few digits as of many."""
+    """2 to 999,999; every number of digits is equally likely."""
     return rng.randrange(2, 10 ** rng.randint(1, 6))
 
 
 def in_words(value: int) -> Pair:
-    # English sets commas into large numbers; spoken there are none.
+    # num2words puts commas into large English numbers, which are not spoken.
     return num2words(value, lang="de"), num2words(value, lang="en").replace(",", "")
 
 
@@ -123,7 +123,7 @@ def sentence(rng: random.Random) -> Pair:
 
 
 def normalized(text: str) -> str:
-    """Only letters and digits, in lower case: equal if nothing else tells two sentences apart."""
+    """Only the letters and digits, in lower case, so that nothing else tells sentences apart."""
     return "".join(char for char in text.lower() if char.isalnum())
 
 

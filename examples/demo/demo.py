@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Trains a small evolving transformer to translate, and shows what it does: ``make demo``.
+"""Trains a small evolving transformer to translate and shows the results: ``make demo``.
 
-The corpus is made on the spot (corpus.py beside this file); everything else is the real road:
-examples/translation/prepare.py, fairseq-train, fairseq-generate, sacreBLEU. A stage that is done
-is skipped when the command runs again, and an interrupted training goes on where it was. Nothing
-is ever deleted or replaced: to start afresh, give another --out or delete the folder.
+The corpus is generated (by corpus.py in this folder); the rest is done by the usual tools:
+examples/translation/prepare.py, fairseq-train, fairseq-generate, sacreBLEU. A rerun skips finished
+stages and continues an interrupted training. Nothing is ever deleted or replaced: to start again,
+give another --out or delete the folder.
 """
 
 from __future__ import annotations
@@ -201,13 +201,15 @@ def draw(out: Path) -> None:
 
 
 def claim(out: Path, settings: str) -> None:
-    """Makes `out` the folder of a run with these settings; DataError if it is of anything else."""
+    """Marks `out` as the folder of a run with these settings; DataError if it is something else."""
     check_data_path(out)
     out.mkdir(parents=True, exist_ok=True)
     mark = out / "demo.json"
     if mark.exists():
         if mark.read_text(encoding="utf-8", errors="replace") != settings:
-            raise DataError(f"{out} holds a run with other settings: give another --out")
+            raise DataError(
+                f"{out} holds a run with other settings: give another --out or delete it"
+            )
     elif any(out.iterdir()):
         raise DataError(f"{out} is not empty and holds no demo: give another --out")
     else:
@@ -231,7 +233,7 @@ def main() -> None:
     except (DataError, OSError) as error:
         sys.exit(f"demo.py: error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted. The same command goes on from the last epoch.")
+        sys.exit("\nInterrupted. The same command continues from the last epoch.")
     print(f"\nDone in {time.time() - start:.0f} s.")
     for what, name in (
         ("checkpoint", "checkpoints/checkpoint_best.pt"),

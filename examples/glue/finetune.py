@@ -6,8 +6,8 @@
 
 Learning rate, batch size and 10 epochs are those of fairseq's recipe for RoBERTa, and so is a
 warm-up of 6 %; the best checkpoint is chosen by the task's official metric, or for scores by the
-loss. Any other option is handed on to fairseq-train. An interrupted run goes on where it was; a
-finished seed is only scored again. Without --checkpoint it trains from scratch.
+loss. All other options are passed on to fairseq-train. A rerun continues an interrupted training
+and only scores a finished one again. Without --checkpoint it trains from scratch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from glue import TASKS, Task, check_prepared, score
 
 from evolving_attention.commands import DataError, alone_in, positive
 
-HEADER = "# finetune.py runs the last of these commands in this folder\n"  # says that it is ours
+HEADER = "# finetune.py runs the last of these commands in this folder\n"  # marks it as ours
 # What fairseq must be told to report a metric.
 REPORT = {
     "mcc": ["--report-mcc"],
@@ -96,8 +96,8 @@ def train(args: argparse.Namespace, task: Task, save_dir: Path, seed: int) -> No
 
 
 def claim(save_dir: Path, given: Path, command: str) -> None:
-    """Writes the command down in a new folder, or goes on in one where it is the last that was
-    written. DataError if the folder is of other options, or not of this script."""
+    """Records the command in a new folder, or accepts a folder where it was the last one recorded.
+    DataError if the folder belongs to a run with other options, or not to this script."""
     save_dir.mkdir(parents=True, exist_ok=True)
     text = given.read_text(encoding="utf-8") if given.exists() else ""
     if f"\n{text}".endswith(f"\n{command}\n"):
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     except (DataError, OSError) as error:
         sys.exit(f"finetune.py: error: {error}")
     except KeyboardInterrupt:
-        sys.exit("finetune.py: interrupted; the same command goes on where it was")
+        sys.exit("finetune.py: interrupted; the same command continues the run")
     for name, values in results.items():
         spread = ""
         if len(values) > 1:

@@ -226,11 +226,11 @@ def prepare_tasks(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A new folder to write into, which becomes `out` if no error comes. DataError if `out` exists,
-    or if fairseq could not read it."""
+    """Yields a new folder, which becomes `out` if there is no error. DataError if `out` exists, or
+    if fairseq could not read it."""
     check_data_path(out)
     if os.path.lexists(out):
-        raise DataError(f"{out} exists already; move it, or choose another --out")
+        raise DataError(f"{out} already exists; move it, or choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_not_at_all(out) as part:
         part.mkdir()
@@ -292,7 +292,7 @@ def main(argv: list[str] | None = None) -> None:
     except (DataError, OSError) as error:
         sys.exit(f"prepare.py: error: {error}")
     except KeyboardInterrupt:
-        sys.exit("prepare.py: interrupted; what it was writing is gone, what was there stays")
+        sys.exit("prepare.py: interrupted; unfinished output is deleted, all else is unchanged")
 
 
 if __name__ == "__main__":

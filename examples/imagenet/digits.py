@@ -37,7 +37,7 @@ STATISTICS = {"mean": (0.3, 0.3, 0.3), "std": (0.35, 0.35, 0.35)}
 
 
 def images() -> dict[Path, Image.Image]:
-    """The digits, 32 x 32, by the names of their files; always the same ones are for validation."""
+    """The digits, 32 x 32, by file name; the same ones are always for validation."""
     digits = load_digits()
     found = {}
     for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
@@ -52,7 +52,7 @@ def write_images(folder: Path) -> None:
     """The digits as PNG files, unless they are there already.
 
     Raises:
-        DataError: train or validation holds other images, which would be trained on.
+        DataError: train/ or validation/ holds other images, which the model would be trained on.
     """
     wanted = images()
     there = [folder / split for split in ("train", "validation") if (folder / split).exists()]

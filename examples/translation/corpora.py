@@ -1,4 +1,4 @@
-"""Where the text comes from: the files of each recipe's corpora, found, read and checked."""
+"""Where the text comes from: finds, reads and checks the files of each recipe's corpora."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Finder:
     """Finds files by name in a folder, at any depth; with or without .gz."""
 
     def __init__(self, raw: Path, out: Path) -> None:
-        """out: the output folder, whose stages are not searched. DataError if raw is none."""
+        """out: the output folder, whose stages are not searched. DataError if raw is no folder."""
         if not raw.is_dir():
             raise DataError(
                 f"{raw}: no such folder; unpack archives and give the folder they are in"
@@ -63,10 +63,10 @@ class Finder:
 
 
 def check_input(path: Path, out: Path) -> None:
-    """DataError if the path lies where --out is written to."""
+    """DataError if a run with this --out would write where the path is."""
     if place := place_of(path, written_places(out)):
         raise DataError(
-            f"{path} lies in {place}, which --out {out} writes; move it, or give another --out"
+            f"{path} is in {place}, which --out {out} would write; move it, or give another --out"
         )
 
 

@@ -8,10 +8,10 @@
         --train PREFIX --valid PREFIX --test PREFIX,PREFIX2 --out DIR
 
 The steps and their defaults are those of fairseq's prepare-iwslt14.sh and prepare-wmt14en2de.sh,
-on sacremoses and subword-nmt in place of Moses' Perl scripts. Nothing is downloaded. Each stage
-leaves one file or folder in --out, and a later run skips the stages whose inputs and options
-have not changed. What it did not write itself, or what has changed since, it neither replaces nor
-deletes: it stops before any work and says what is in the way.
+with sacremoses and subword-nmt instead of Moses' Perl scripts. Nothing is downloaded. Each stage
+writes one file or folder to --out, and a later run skips the stages whose inputs and options have
+not changed. Files that it did not write, or that have changed since, are never replaced: it names
+them and stops before doing any work.
 
     raw/       sentences as they come, one a line: test.de, test.en, ... are sacreBLEU's references
     tok/       tokenised, and lower-cased where asked for
@@ -158,7 +158,7 @@ class Preparation:
         for pair in progress(pairs, "counting words", self.reports["split"]["train"]):
             words.update(pair[0].split())
             words.update(pair[1].split())
-        # its progress bar is of no use in a log file
+        # keeps the progress bar out of log files
         stderr = sys.stderr if sys.stderr.isatty() else io.StringIO()
         with part.open("w", encoding="utf-8", newline="\n") as file, redirect_stderr(stderr):
             entries = (f"{word} {count}\n" for word, count in words.items())

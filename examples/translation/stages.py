@@ -1,4 +1,4 @@
-"""The stages of an output folder: each is made once, and replaced only if it is as it was made."""
+"""The stages of an output folder, which rerun only if needed and replace only their own files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ STAMP_VERSION = 1  # raise it when a stage's output changes for the same options
 
 @dataclass(frozen=True)
 class Stage:
-    """How a file or folder of --out is made. It appears there whole or not at all.
+    """A file or folder of --out and how it is made. It appears whole or not at all.
 
-    The stamp says which options it was made with and what was written. Only that is ever replaced:
-    what the stamp does not list, and what has changed since, is the user's."""
+    Its stamp records the options and the files written. A rerun replaces only those files; files
+    that the stamp does not list, or that have changed since, belong to the user."""
 
     out: Path
     name: str
@@ -42,17 +42,19 @@ class Stage:
         return self.out / STAMPS / f"{self.name}.json"
 
     def record(self) -> dict:
-        """The stamp of an earlier run; empty if there is none. DataError if it is no stamp."""
+        """The stamp of an earlier run, or {}. DataError if the file is not a stamp."""
         try:
             record = json.loads(self.stamp.read_text(encoding="utf-8"))
             return {key: record[key] for key in ("digest", "report", "sizes")} | record
         except FileNotFoundError:
             return {}
         except (ValueError, KeyError, TypeError):
-            raise DataError(f"{self.stamp} is no stamp of prepare.py; give another --out") from None
+            raise DataError(
+                f"{self.stamp} was not written by prepare.py; give another --out"
+            ) from None
 
     def finished(self) -> Report | None:
-        """The report of an earlier run, if all that it wrote is still there."""
+        """The report of an earlier run, if its options were the same and its files are there."""
         record = self.record()
         if record.get("digest") != self.digest:
             return None
@@ -63,7 +65,7 @@ class Stage:
         return record["report"]
 
     def in_the_way(self) -> list[Path]:
-        """What stands where the stage is written, but was not written by it, or changed since."""
+        """Files that the stage would replace but did not write, or that have changed since."""
         if self.target.is_symlink():
             return [self.target]
         known = self.record().get("sha256", {})
@@ -82,7 +84,7 @@ class Stage:
             record = {"digest": self.digest, "report": report}
             record["sizes"] = {name: path.stat().st_size for name, path in written.items()}
             record["sha256"] = {name: checksum(path) for name, path in written.items()}
-            check_targets([self])  # once more, for the work may have taken hours
+            check_targets([self])  # again, because the work may have taken hours
             for path in contents(self.target).values():
                 path.unlink()
             if self.target.is_dir():
@@ -94,10 +96,10 @@ class Stage:
 
 
 def run_stages(out: Path, steps: Iterable[Step], reports: dict[str, Report]) -> None:
-    """Makes the stages that are not made yet, and puts the report of each into `reports`.
+    """Runs the stages that are not finished and puts the report of each stage into `reports`.
 
     Raises:
-        DataError: what would be replaced is not ours, before any work; another run is at work.
+        DataError: a stage would replace files of the user, or another run is using `out`.
     """
     stages, digest = [], ""
     for name, options, build in steps:
@@ -107,43 +109,44 @@ def run_stages(out: Path, steps: Iterable[Step], reports: dict[str, Report]) -> 
     check_targets(stages)
     (out / STAMPS).mkdir(parents=True, exist_ok=True)
     with alone_in(out):
-        for left in out.glob(f"{STAMPS}/{PART}*"):  # by a run that was killed
+        for left in out.glob(f"{STAMPS}/{PART}*"):  # left by a run that was killed
             shutil.rmtree(left)
         for stage in stages:
             reports[stage.name] = stage.run()
 
 
 def check_targets(stages: Iterable[Stage]) -> None:
-    """DataError if what a stage would replace is not its own."""
+    """DataError if a stage would replace files that are not its own."""
     paths = [path for stage in stages if stage.finished() is None for path in stage.in_the_way()]
     if paths:
-        names = ", ".join(map(str, paths[:5])) + (f" and {len(paths) - 5} more" * (len(paths) > 5))
+        names = ", ".join(f"{path}{' (a link)' * path.is_symlink()}" for path in paths[:5])
+        names += f" and {len(paths) - 5} more" * (len(paths) > 5)
         raise DataError(
-            f"in the way of what is to be written: {names}; this prepare.py did not write that, or "
-            "it has changed since. Move or delete it, or give another --out"
+            f"will not overwrite {names}: not written by this version of prepare.py, or changed "
+            "since; move or delete it, or give another --out"
         )
 
 
 def written_places(out: Path) -> dict[Path, Path]:
-    """Where --out is written to: real paths, and what they are called."""
+    """The places that a run with this --out writes to: real path -> path as given."""
     return {(out / name).resolve(): out / name for name in (*STAGES, STAMPS)}
 
 
 def place_of(path: Path, places: dict[Path, Path]) -> Path | None:
-    """The one of the places that the path is, or lies in."""
+    """The place that the path is, or is inside of."""
     path = path.resolve()
     return next((places[x] for x in (path, *path.parents) if x in places), None)
 
 
 def contents(path: Path) -> dict[str, Path]:
-    """The file at `path`, or what is in the folder `path`, by relative names."""
+    """The file at `path`, or everything in the folder `path`, by relative name."""
     if path.is_dir():
         return {str(found.relative_to(path)): found for found in sorted(path.rglob("*"))}
     return {".": path} if os.path.lexists(path) else {}
 
 
 def checksum(path: Path) -> str | None:
-    """SHA-256 of a file; None for a link, a folder and what else is no file."""
+    """SHA-256 of a regular file; None for anything else."""
     if path.is_symlink() or not path.is_file():
         return None
     digest = hashlib.sha256()
