@@ -130,6 +130,10 @@ def test_the_corpus_is_written_beside_the_users_files_only(tmp_path, monkeypatch
         corpus.main()
     assert "valid.en already exists" in capsys.readouterr().err
     assert snapshot(tmp_path) == before
+    sizes = ["--train", "9", "--valid", "2", "--test", "2"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--overwrite", *sizes])
+    corpus.main()
+    assert len(lines(tmp_path / "valid.en")) == 2 and len(list(tmp_path.iterdir())) == 7
 
 
 def test_no_two_sentences_are_alike_in_the_demo_itself(tmp_path):

@@ -549,7 +549,7 @@ def test_finetuning_and_evaluation(text, tasks, pretrained, tmp_path, capsys, na
         evaluate.main([*same, "--predictions", str(tmp_path / "nowhere/out.tsv")])
 
     # Other options, another checkpoint, other data: refused.
-    with pytest.raises(SystemExit, match="holds a run with other options"):
+    with pytest.raises(SystemExit, match="was not made with these options"):
         finetune.main([str(option) for option in [*arguments, "--ea-kernel-size", 1]])
     with pytest.raises(SystemExit, match="was not fine-tuned"):
         evaluate.main([*same[:-1], str(pretrained[0])])
@@ -632,7 +632,10 @@ def test_a_folder_that_is_not_its_own_is_refused(tasks, tmp_path, name):
     (folder / name).write_text("theirs\n")
     before = snapshot(tmp_path)
     options = ["--data", tasks / "RTE", "--save-dir", tmp_path, "--seeds", 1]
-    with pytest.raises(SystemExit, match="seed1 holds .*; move it, or choose another --save-dir"):
+    with pytest.raises(
+        SystemExit,
+        match="seed1 is not empty and was not made .*; move it, or choose another --save-dir",
+    ):
         finetune.main(["RTE", *map(str, [*options, *SMALL])])
     assert snapshot(tmp_path) == before
 
@@ -644,7 +647,9 @@ def test_the_last_command_is_the_one_that_goes_on(tmp_path):
     assert given.read_text() == finetune.HEADER + "first\nsecond\n"
     (tmp_path / "checkpoint_last.pt").touch()
     finetune.claim(tmp_path, given, "second")
-    with pytest.raises(glue.DataError, match="a run with other options, see command.txt there"):
+    with pytest.raises(
+        glue.DataError, match=r"not made with these options \(see command.txt there\)"
+    ):
         finetune.claim(tmp_path, given, "first")
     given.write_text("as the version before wrote it\n")
     finetune.claim(tmp_path, given, "as the version before wrote it")

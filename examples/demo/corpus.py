@@ -22,7 +22,12 @@ from babel.numbers import get_currency_name
 from babel.units import format_unit
 from num2words import num2words
 
-from evolving_attention.commands import check_output, positive, whole_or_not_at_all
+from evolving_attention.commands import (
+    add_overwrite,
+    check_output,
+    positive,
+    whole_or_not_at_all,
+)
 
 Pair = tuple[str, str]  # German, English
 
@@ -127,12 +132,14 @@ def normalized(text: str) -> str:
     return "".join(char for char in text.lower() if char.isalnum())
 
 
-def build(out: Path, seed: int, train: int, valid: int, test: int) -> dict[str, int]:
+def build(
+    out: Path, seed: int, train: int, valid: int, test: int, overwrite: bool = False
+) -> dict[str, int]:
     """Writes train, valid and test pairs to `out`: train.de, train.en, ..., one sentence a line.
 
     No sentence, German or English, stands twice in the corpus, whatever its case and punctuation,
     so that none of the test set is ever seen in training. Returns the number of pairs of each set.
-    FileExistsError if one of the files is there already.
+    FileExistsError if one of the files is there already, unless `overwrite`.
     """
     rng = random.Random(seed)
     sizes = {"test": test, "valid": valid, "train": train}
@@ -140,7 +147,7 @@ def build(out: Path, seed: int, train: int, valid: int, test: int) -> dict[str, 
     out.mkdir(parents=True, exist_ok=True)
     for name in sizes:
         for lang in LOCALES:
-            check_output(out / f"{name}.{lang}")
+            check_output(out / f"{name}.{lang}", overwrite)
     for name, size in sizes.items():
         pairs: list[Pair] = []
         while len(pairs) < size:
@@ -151,7 +158,7 @@ def build(out: Path, seed: int, train: int, valid: int, test: int) -> dict[str, 
                 pairs.append(pair)
         for lang, lines in zip(LOCALES, zip(*pairs, strict=True), strict=True):
             text = "".join(f"{line}\n" for line in lines)
-            with whole_or_not_at_all(out / f"{name}.{lang}") as part:
+            with whole_or_not_at_all(out / f"{name}.{lang}", overwrite) as part:
                 part.write_text(text, encoding="utf-8", newline="\n")
     return sizes
 
@@ -163,9 +170,10 @@ def main() -> None:
     parser.add_argument("--train", type=positive, default=12_000, help="pairs")
     parser.add_argument("--valid", type=positive, default=500, help="pairs")
     parser.add_argument("--test", type=positive, default=1_000, help="pairs")
+    add_overwrite(parser)
     args = parser.parse_args()
     try:
-        print(build(args.out, args.seed, args.train, args.valid, args.test))
+        print(build(**vars(args)))
     except OSError as error:
         parser.error(f"--out: {error}")
 

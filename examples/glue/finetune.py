@@ -104,8 +104,11 @@ def claim(save_dir: Path, given: Path, command: str) -> None:
         return
     ours = text.startswith(HEADER)
     if any(save_dir.glob("checkpoint*.pt")) or (not ours and any(save_dir.iterdir())):
-        what = "a run with other options, see command.txt there" if text else "other files"
-        raise DataError(f"{save_dir} holds {what}; move it, or choose another --save-dir")
+        see = " (see command.txt there)" if text else ""
+        raise DataError(
+            f"{save_dir} is not empty and was not made with these options{see}; move it, or choose "
+            "another --save-dir"
+        )
     with given.open("a", encoding="utf-8") as file:
         file.write(f"{command}\n" if ours else f"{HEADER}{command}\n")
 
