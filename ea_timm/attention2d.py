@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evolving_attention import AttentionEvolution, AttentionProbe
+from evolving_attention.checks import check_count
 
 
 class RelativeLogits2d(nn.Module):
@@ -116,8 +117,9 @@ class EvolvingAttention2d(nn.Module):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
+        check_count("num_heads", num_heads)
         for name, channels in (("key", key_channels), ("value", value_channels)):
-            if channels < 1 or num_heads < 1 or channels % num_heads:
+            if channels < 1 or channels % num_heads:
                 raise ValueError(
                     f"num_heads must divide the attention's {name} channels ({channels} for "
                     f"{in_channels} input channels), got num_heads={num_heads}"

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from evolving_attention import AttentionEvolution, AttentionProbe
-from evolving_attention.checks import expands_to
+from evolving_attention.checks import check_count, expands_to
 
 # torch.fx traces with values that have no shape, type or truth; what asks for these is a node of
 # its graph as a whole.
@@ -174,7 +174,8 @@ class EvolvingBlock(Block):
         dtype: Optional[torch.dtype] = None,
         **kwargs,
     ) -> None:
-        if num_heads < 1 or dim % num_heads:
+        check_count("num_heads", num_heads)
+        if dim % num_heads:
             raise ValueError(f"num_heads must divide the embedding's {dim}, got {num_heads}")
         dd = {"device": device, "dtype": dtype}
         super().__init__(dim, num_heads, *args, attn_layer=attn_layer, depth=depth, **dd, **kwargs)

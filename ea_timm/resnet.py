@@ -1,6 +1,7 @@
 """Attention-augmented ResNets with evolving attention: ``ea_resnet*``."""
 
 from functools import partial
+from numbers import Integral
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from ea_timm.attention2d import AugmentedConv2d
 from ea_timm.builder import entrypoint
+from ea_timm.model import EvolvingModel, complete_options
 from evolving_attention import AttentionEvolution
-from evolving_attention.loading import StartsFromPlainWeights
+from evolving_attention.checks import check_unit_interval, is_a
 
 
 class EvolvingBottleneck(Bottleneck):
@@ -56,7 +58,7 @@ class EvolvingStage(nn.Sequential):
         return x, attn_logits
 
 
-class EvolvingResNet(ResNet, StartsFromPlainWeights):
+class EvolvingResNet(ResNet, EvolvingModel):
     """timm's ResNet, augmented by evolving attention in its last three stages.
 
     Modifications of timm's class, after the authors' code: in every bottleneck of these stages an
@@ -66,9 +68,10 @@ class EvolvingResNet(ResNet, StartsFromPlainWeights):
 
     Args:
         img_size: that the tables of relative positions are made for; others work, by resizing.
-        alpha: weight of the previous map, in [0, 1].
-        beta: weight of the convolution over the map, in [0, 1].
-        kernel_size: of that convolution, odd.
+        alpha: weight of the previous map, in [0, 1]; None is that of the weights that are loaded,
+            else 0.5.
+        beta: weight of the convolution over the map, in [0, 1]; None likewise, else 1.0.
+        kernel_size: of that convolution, odd; None likewise, else 3.
         learnable: learn alpha and beta of each block, from the given values on.
         num_heads: heads of every attention.
         attn_drop_rate: dropout of the attention probabilities.
@@ -85,9 +88,9 @@ class EvolvingResNet(ResNet, StartsFromPlainWeights):
         layers: Tuple[int, ...],
         *,
         img_size: Union[int, Tuple[int, int]] = 224,
-        alpha: float = 0.5,
-        beta: float = 1.0,
-        kernel_size: int = 3,
+        alpha: Optional[float] = None,
+        beta: Optional[float] = None,
+        kernel_size: Optional[int] = None,
         learnable: bool = False,
         num_heads: int = 8,
         attn_drop_rate: float = 0.0,
@@ -96,12 +99,16 @@ class EvolvingResNet(ResNet, StartsFromPlainWeights):
         **kwargs: Any,
     ) -> None:
         factory = {"device": device, "dtype": dtype}
-        options = dict(alpha=alpha, beta=beta, kernel_size=kernel_size, learnable=learnable)
+        options = complete_options(alpha, beta, kernel_size, learnable)
         evolution = partial(AttentionEvolution, num_heads, **options, **factory)
         evolution()  # so that a bad option is found before a network is made
         size = to_2tuple(img_size)
-        if min(size) < 1:
-            raise ValueError(f"img_size must be positive, got {img_size}")
+        if len(size) != 2 or not all(is_a(Integral, side) and side > 0 for side in size):
+            raise ValueError(
+                "img_size must be one or two positive whole numbers (height, width), "
+                f"got {img_size!r}"
+            )
+        check_unit_interval("attn_drop_rate", attn_drop_rate)
         blocks = (Bottleneck, EvolvingBottleneck, EvolvingBottleneck, EvolvingBottleneck)
         super().__init__(blocks, layers, **factory, **kwargs)
 
@@ -123,8 +130,8 @@ class EvolvingResNet(ResNet, StartsFromPlainWeights):
                 )
                 reduction, prev_reduction = info["reduction"], map_reduction
             setattr(self, info["module"], EvolvingStage(*stage))
-        # A saved model keeps them, whatever the defaults are.
-        update_model_args(self, num_heads=num_heads, **options)
+        update_model_args(self, num_heads=num_heads)
+        self.remember(alpha, beta, kernel_size)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:

@@ -8,26 +8,25 @@ from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import LayerType, PatchDropout
 from timm.models import checkpoint, generate_default_cfgs
 from timm.models._features import feature_take_indices
-from timm.models._input import update_model_args
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from ea_timm.builder import entrypoint
 from ea_timm.layers import EvolvingAttention, EvolvingBlock
-from evolving_attention.checks import check_options
-from evolving_attention.loading import StartsFromPlainWeights
+from ea_timm.model import EvolvingModel, complete_options
 
 
-class EvolvingVisionTransformer(VisionTransformer, StartsFromPlainWeights):
+class EvolvingVisionTransformer(VisionTransformer, EvolvingModel):
     """timm's Vision Transformer, whose attention maps evolve from block to block.
 
     Modifications of timm's class: every block takes the map of the one before and hands its own
     on, through :meth:`forward_features` and :meth:`forward_intermediates`.
 
     Args:
-        alpha: weight of the previous map, in [0, 1].
-        beta: weight of the convolution over the map, in [0, 1].
-        kernel_size: of that convolution, odd.
+        alpha: weight of the previous map, in [0, 1]; None is that of the weights that are loaded,
+            else 0.5.
+        beta: weight of the convolution over the map, in [0, 1]; None likewise, else 1.0.
+        kernel_size: of that convolution, odd; None likewise, else 3.
         learnable: learn alpha and beta of each block, from the given values on.
         attn_layer: EvolvingAttention or a subclass; timm's names for the plain one mean it too.
         block_fn: EvolvingBlock or a subclass.
@@ -40,16 +39,15 @@ class EvolvingVisionTransformer(VisionTransformer, StartsFromPlainWeights):
     def __init__(
         self,
         *args: Any,
-        alpha: float = 0.5,
-        beta: float = 1.0,
-        kernel_size: int = 3,
+        alpha: Optional[float] = None,
+        beta: Optional[float] = None,
+        kernel_size: Optional[int] = None,
         learnable: bool = False,
         attn_layer: LayerType = EvolvingAttention,
         block_fn: Type[nn.Module] = EvolvingBlock,
         **kwargs: Any,
     ) -> None:
-        check_options(alpha, beta, kernel_size)
-        evolution = dict(alpha=alpha, beta=beta, kernel_size=kernel_size, learnable=learnable)
+        evolution = complete_options(alpha, beta, kernel_size, learnable)
         attn_layer = EvolvingAttention if attn_layer in ("", "attn") else attn_layer
         check_class("attn_layer", attn_layer, EvolvingAttention)
         check_class("block_fn", block_fn, EvolvingBlock)
@@ -60,7 +58,7 @@ class EvolvingVisionTransformer(VisionTransformer, StartsFromPlainWeights):
             self.patch_drop.ordered = True
         # Blocks of two values have no place in a Sequential; the names of weights are the same.
         self.blocks = nn.ModuleList(self.blocks)
-        update_model_args(self, **evolution)  # a saved model keeps them, whatever the defaults are
+        self.remember(alpha, beta, kernel_size)
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (batch, channels, height, width) to the tokens that the first block gets."""

@@ -111,6 +111,18 @@ def check_kernel_size(name: str, value: int) -> None:
         raise ValueError(f"{name} must be odd and positive (1, 3, 5, ...), got {value!r}")
 
 
+def check_count(name: str, value: int) -> None:
+    """The number is whole and positive."""
+    if not is_a(Integral, value) or value < 1:
+        raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+
+
+def check_flag(name: str, value: bool) -> None:
+    """The value is True or False, not a text that says so."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
 def check_window(window: str) -> None:
     """The window is one of WINDOWS."""
     if window not in WINDOWS:

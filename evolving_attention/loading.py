@@ -35,13 +35,10 @@ class StartsFromPlainWeights(nn.Module):
         """The state dict, completed by the initial values of the parts that it knows nothing of."""
         fresh: Dict[str, Tensor] = {}
         for part in self.fresh_parts:
-            own = {
-                name: parameter.detach()
-                for name, parameter in self.named_parameters(remove_duplicate=False)
-                if f".{part}." in f".{name}" and not parameter.is_meta
-            }
-            if not own.keys() & state_dict.keys():
-                fresh.update(own)
+            known = any(f".{part}." in f".{name}" for name in state_dict)
+            for name, parameter in self.named_parameters(remove_duplicate=False):
+                if not known and f".{part}." in f".{name}" and not parameter.is_meta:
+                    fresh[name] = parameter.detach()
         if not fresh:
             return state_dict
         logger.warning(

@@ -1,7 +1,6 @@
 """The evolving part of one attention layer: its weights, its options, its one decoding step."""
 
 import math
-from numbers import Integral
 from typing import Any, Collection, Dict, Final, List, Mapping, Optional, Tuple, Union
 
 import torch
@@ -9,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evolving_attention.checks import (
+    check_count,
+    check_flag,
     check_heads,
     check_maps,
     check_options,
     check_rows,
     check_window,
-    is_a,
 )
 from evolving_attention.functional import mix, refine
 
@@ -64,9 +64,9 @@ class AttentionEvolution(nn.Module):
     ) -> None:
         super().__init__()
         check_options(alpha, beta, kernel_size)
+        check_flag("learnable", learnable)
         check_window(window)
-        if not is_a(Integral, num_heads) or num_heads < 1:
-            raise ValueError(f"num_heads must be 1 or more, got {num_heads!r}")
+        check_count("num_heads", num_heads)
         self.num_heads = num_heads
         self.kernel_size = kernel_size
         self.window = window
@@ -89,12 +89,16 @@ class AttentionEvolution(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws the convolution anew, as :class:`torch.nn.Conv2d` does; alpha, beta start anew."""
-        nn.init.constant_(self.alpha, self.mixing[0])
-        nn.init.constant_(self.beta, self.mixing[1])
+        self.reset_mixing()
         if self.weight is not None:
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
+
+    def reset_mixing(self) -> None:
+        """alpha and beta start anew."""
+        nn.init.constant_(self.alpha, self.mixing[0])
+        nn.init.constant_(self.beta, self.mixing[1])
 
     def forward(
         self,
@@ -177,13 +181,16 @@ class AttentionEvolution(nn.Module):
         if not self.learnable:
             alpha, beta = (
                 shortest_number(state_dict[f"{prefix}{name}"])
-                if name in options and f"{prefix}{name}" in state_dict
+                if name in options and is_number(state_dict.get(f"{prefix}{name}"))
                 else number
                 for name, number in zip(("alpha", "beta"), self.mixing, strict=True)
             )
             self.mixing = (alpha, beta)
-            if beta == 0 and weight is None:
+            if "beta" in options and beta == 0 and weight is None:
                 self.weight = self.bias = None
+            elif "beta" in options and weight is not None and self.weight is None:
+                self.weight = nn.Parameter(self.alpha.new_empty(weight.shape))
+                self.bias = nn.Parameter(self.alpha.new_empty(self.num_heads))
         if "kernel_size" in options and weight is not None and self.weight is not None:
             # The parameter stays the same object, since an optimiser may hold it already.
             self.weight.data = self.weight.new_empty(*self.weight.shape[:2], *weight.shape[2:])
@@ -210,8 +217,8 @@ class AttentionEvolution(nn.Module):
             if stored is None:
                 if convolves or not self.learnable:
                     state_dict[key] = torch.tensor([number])
-            elif not self.learnable and stored.numel() == 1 and not stored.is_meta:
-                if not is_rounded(number, stored):
+            elif not self.learnable and is_number(stored):
+                if not is_rounded(number, stored.clamp(0.0, 1.0)):  # learned, it may lie beyond
                     error_msgs.append(
                         f"{key} is {shortest_number(stored)} in the checkpoint, but this model was "
                         f"made with {name}={number}. It is part of what was trained: make the "
@@ -219,6 +226,13 @@ class AttentionEvolution(nn.Module):
                         "it was learned"
                     )
                 state_dict[key] = torch.tensor([number])
+        if convolves and self.weight is not None:
+            kernel_size = state_dict[f"{prefix}weight"].size(-1)
+            if kernel_size != self.kernel_size:
+                error_msgs.append(
+                    f"{prefix}weight was trained with kernel_size={kernel_size}, but this model "
+                    f"was made with kernel_size={self.kernel_size}"
+                )
         super()._load_from_state_dict(
             state_dict,
             prefix,
@@ -230,12 +244,22 @@ class AttentionEvolution(nn.Module):
         )
 
 
+def is_number(stored: Optional[Tensor]) -> bool:
+    """Whether an entry of a checkpoint is there, is one number, and has its value."""
+    return stored is not None and stored.numel() == 1 and not stored.is_meta
+
+
 def is_rounded(number: float, stored: Tensor) -> bool:
-    """Whether `stored`, of one element, is `number` as a model of some precision saves it."""
+    """Whether `stored`, of one element, is `number` as a model of some precision saves it.
+
+    A moving average of the weights may be a few roundings of float32 away.
+    """
     value = stored.double().cpu()
     exact = torch.tensor([number], dtype=torch.float64)
     dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-    return any(bool(exact.to(dtype).double().eq(value).all()) for dtype in dtypes)
+    return any(
+        torch.allclose(exact.to(dtype).double(), value, rtol=1e-6, atol=0.0) for dtype in dtypes
+    )
 
 
 def shortest_number(stored: Tensor) -> float:

@@ -242,9 +242,10 @@ def test_scripted_and_compiled(reload, window, learnable):
         ),
         ({"alpha": "a"}, r"alpha must lie in \[0, 1\], got 'a'"),
         ({"kernel_size": 3.0}, "kernel_size must be odd and positive .*, got 3.0"),
-        ({"num_heads": 2.0}, "num_heads must be 1 or more, got 2.0"),
-        ({"num_heads": 0}, "num_heads must be 1 or more, got 0"),
-        ({"num_heads": -4}, "num_heads must be 1 or more, got -4"),
+        ({"learnable": "false"}, "learnable must be True or False, got 'false'"),
+        ({"num_heads": 2.0}, "num_heads must be a whole number of 1 or more, got 2.0"),
+        ({"num_heads": 0}, "num_heads must be a whole number of 1 or more, got 0"),
+        ({"num_heads": -4}, "num_heads must be a whole number of 1 or more, got -4"),
     ],
 )
 def test_bad_options(options, message):

@@ -413,7 +413,12 @@ def test_weights_drawn_anew():
         ({"alpha": -1}, r"alpha must lie in \[0, 1\], got -1"),
         ({"beta": 2}, r"beta must lie in \[0, 1\], got 2"),
         ({"kernel_size": 2}, "kernel_size must be odd and positive .*, got 2"),
-        ({"img_size": 0}, "img_size must be positive, got 0"),
+        ({"learnable": 0}, "learnable must be True or False, got 0"),
+        ({"img_size": 0}, "img_size must be one or two positive whole numbers .*, got 0"),
+        ({"img_size": 224.0}, "img_size must be .* whole numbers .*, got 224.0"),
+        ({"img_size": (1, 2, 3)}, r"img_size must be one or two .*, got \(1, 2, 3\)"),
+        ({"attn_drop_rate": "0.5"}, r"attn_drop_rate must lie in \[0, 1\], got '0.5'"),
+        ({"num_heads": "8"}, "num_heads must be a whole number of 1 or more, got '8'"),
         ({"num_heads": 3}, "num_heads must divide the attention's key channels .*num_heads=3"),
         ({"num_heads": 32}, "num_heads must divide the attention's value channels .*num_heads=32"),
         ({"channels": (64, 100, 256, 512)}, "output channels that 8 divides.* got 100 channels"),
@@ -427,7 +432,7 @@ def test_bad_options(options, message):
 def test_parts_that_do_not_fit():
     with pytest.raises(ValueError, match=r"map_size must be 1 or more each way, got \(0, 4\)"):
         EvolvingAttention2d(8, 8, 4, 2, (0, 4))
-    with pytest.raises(ValueError, match="num_heads must divide .*num_heads=0"):
+    with pytest.raises(ValueError, match="num_heads must be a whole number of 1 or more, got 0"):
         EvolvingAttention2d(8, 8, 4, 0, (4, 4))
     for options in ({}, {"padding": 1, "stride": (1, 2)}, {"padding": 1, "dilation": 2}):
         with pytest.raises(ValueError, match="must be padded to the size of its input"):

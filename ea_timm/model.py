@@ -1,0 +1,95 @@
+"""What the ``ea_*`` models have in common: their options, and how they load weights."""
+
+from typing import Any, Dict, List, Optional
+
+from timm.models._input import update_model_args
+from torch import Tensor
+
+from ea_timm.attention2d import RelativeLogits2d
+from evolving_attention import AttentionEvolution
+from evolving_attention.checks import check_flag, check_options
+from evolving_attention.loading import StartsFromPlainWeights, adopt_options
+
+# The official code's, for its ResNet.
+DEFAULTS = {"alpha": 0.5, "beta": 1.0, "kernel_size": 3}
+
+
+def complete_options(
+    alpha: Optional[float], beta: Optional[float], kernel_size: Optional[int], learnable: bool
+) -> Dict[str, Any]:
+    """The options of :class:`AttentionEvolution`, the defaults where they are None.
+
+    Raises:
+        ValueError: an option out of range or of a wrong type; the message names it.
+    """
+    given = {"alpha": alpha, "beta": beta, "kernel_size": kernel_size}
+    options = {name: DEFAULTS[name] if x is None else x for name, x in given.items()}
+    check_options(**options)
+    check_flag("learnable", learnable)
+    return {**options, "learnable": learnable}
+
+
+class EvolvingModel(StartsFromPlainWeights):
+    """A model whose options, where they are not given, are those of the weights that it loads.
+
+    To stand behind timm's class among the bases; its constructor calls :meth:`remember`.
+    """
+
+    def remember(
+        self, alpha: Optional[float], beta: Optional[float], kernel_size: Optional[int]
+    ) -> None:
+        """Takes note of the options as they were given; those that are None follow the weights."""
+        given = {"alpha": alpha, "beta": beta, "kernel_size": kernel_size}
+        self.adopted = [name for name, x in given.items() if x is None]
+        self.record_options()
+
+    def record_options(self) -> None:
+        """Has a saved model make itself again, whatever the defaults are and whoever loads it.
+
+        Different numbers in different layers were learned: they are in the weights alone.
+        """
+        evolutions = self.evolutions()
+        if not evolutions:
+            return
+        first = evolutions[0]
+        one_for_all = all(
+            evolution.mixing == first.mixing
+            and (evolution.learnable or (evolution.weight is None) == (evolution.mixing[1] == 0))
+            for evolution in evolutions
+        )
+        options: Dict[str, Any] = {
+            "kernel_size": first.kernel_size,
+            "learnable": first.learnable or not one_for_all,
+        }
+        if one_for_all:
+            options.update(alpha=first.mixing[0], beta=first.mixing[1])
+        update_model_args(self, **options)
+
+    def evolutions(self) -> List[AttentionEvolution]:
+        """What evolves in the model, in order."""
+        return [module for module in self.modules() if isinstance(module, AttentionEvolution)]
+
+    def init_non_persistent_buffers(self) -> None:
+        """Completes what transformers has loaded; it calls the method, timm's, in the end.
+
+        It sets weights one by one, without any module's way to load, and leaves those that are in
+        no file as memory happened to be, in modules that it does not know. The loaded ones carry
+        the mark below; a model without marks is not transformers', and stays as it is.
+        """
+        mark = "_is_hf_initialized"
+        if not any(hasattr(parameter, mark) for parameter in self.parameters()):
+            return
+        for module in self.modules():
+            if isinstance(module, (AttentionEvolution, RelativeLogits2d)):
+                if not all(hasattr(parameter, mark) for parameter in module.parameters()):
+                    module.reset_parameters()  # which spares what is marked, in transformers
+                for parameter in module.parameters():
+                    setattr(parameter, mark, True)
+            if isinstance(module, AttentionEvolution) and not hasattr(module.alpha, mark):
+                module.reset_mixing()
+        self.load_state_dict(self.state_dict())  # for the numbers to be adopted, or refused
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+        adopt_options(self, self.adopted, state_dict, prefix)
+        self.record_options()
+        super()._load_from_state_dict(state_dict, prefix, *args)
