@@ -42,6 +42,9 @@ EXTRAS = {
         "pytest-xdist>=3.8",
         "expecttest>=0.3",
         "hypothesis>=6.168",
+        "onnx>=1.23.2",
+        "onnxruntime>=1.32.0",
+        "onnxscript>=0.7.2",
         "ruff>=0.17.5",
     ],
 }

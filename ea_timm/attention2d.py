@@ -51,11 +51,12 @@ class RelativeLogits2d(nn.Module):
 
     def forward(self, q: Tensor) -> Tensor:
         """(batch, heads, H * W, H * W) for queries (batch, heads, H, W, head_dim)."""
-        B, heads, H, W, _ = q.shape
+        H, W = q.shape[2:4]
         of_rows = torch.einsum("bnhwd,hkd->bnhwk", q, by_distance(self.r_height, H))
         of_columns = torch.einsum("bnhwd,wkd->bnhwk", q, by_distance(self.r_width, W))
-        logits = of_rows.unsqueeze(5) + of_columns.unsqueeze(4)  # (B, heads, H, W, H, W)
-        return logits.reshape(B, heads, H * W, H * W)
+        of_rows = of_rows.flatten(2, 3).unsqueeze(4)  # (B, heads, H * W, H, 1)
+        of_columns = of_columns.flatten(2, 3).unsqueeze(3)  # (B, heads, H * W, 1, W)
+        return (of_rows + of_columns).flatten(3)
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
         """Takes tables made for another size over, resized."""
@@ -77,7 +78,8 @@ def by_distance(table: Tensor, size: int) -> Tensor:
 
 def resize_table(table: Tensor, length: int) -> Tensor:
     """A table of relative positions for another size: (length, head_dim), distance 0 stays so."""
-    if table.shape[0] == length:
+    # In a graph for images of any size it is no int, and must not be compared.
+    if isinstance(length, int) and table.shape[0] == length:
         return table
     table = table.t().unsqueeze(0)
     table = F.interpolate(table, size=length, mode="linear", align_corners=True)
@@ -177,9 +179,11 @@ class EvolvingAttention2d(nn.Module):
         B, _, H, W = x.shape
         kqv = self.kqv(x)
         k, q, v = kqv.split([self.key_channels, self.key_channels, self.value_channels], dim=1)
-        k = k.unflatten(1, (self.num_heads, -1)).flatten(3)
-        q = q.unflatten(1, (self.num_heads, -1)).permute(0, 1, 3, 4, 2) * self.scale
-        v = v.unflatten(1, (self.num_heads, -1)).flatten(3)
+        heads = self.num_heads
+        k = k.reshape(B, heads, self.key_channels // heads, H * W)
+        q = q.reshape(B, heads, self.key_channels // heads, H, W).permute(0, 1, 3, 4, 2)
+        q = q * self.scale
+        v = v.reshape(B, heads, self.value_channels // heads, H * W)
 
         attn_logits = q.flatten(2, 3) @ k + self.position(q)  # (B, heads, H * W, H * W)
         if self.evolution is not None and prev_attn_logits is not None:
