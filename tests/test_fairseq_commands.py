@@ -322,7 +322,7 @@ def test_finetune_from_plain_and_from_other_evolving_checkpoints(data, trained, 
     start = weights(tmp_path / "plain" / "checkpoint_last.pt")
     got = finetuned(data, tmp_path / "a", tmp_path / "plain" / "checkpoint_last.pt")
     fresh = {name for name in got if name not in start}
-    assert len(fresh) == 2 * 6
+    assert len(fresh) == 4 * 6  # weight, bias, alpha and beta of six attentions
     assert all(".evolution." in name for name in fresh)
     assert start.keys() <= got.keys()
     for name, weight in start.items():
