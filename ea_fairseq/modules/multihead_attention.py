@@ -2,7 +2,7 @@
 
 import logging
 from types import FunctionType
-from typing import Callable, Dict, Final, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 import torch
 from fairseq import utils
@@ -31,28 +31,18 @@ class EvolvingMultiheadAttention(MultiheadAttention):
     no `before_softmax`.
 
     Args:
-        evolves: hand the map on; if False this is fairseq's attention, returning None for it.
         evolution: how the map evolves; None in the first layer, which has none to evolve from.
         others: as in fairseq.
     """
-
-    evolves: Final[bool]
 
     reorder_plain_state = renamed(
         MultiheadAttention.reorder_incremental_state, "reorder_plain_state"
     )
 
-    def __init__(
-        self,
-        *args,
-        evolves: bool = True,
-        evolution: Optional[AttentionEvolution] = None,
-        **kwargs,
-    ) -> None:
+    def __init__(self, *args, evolution: Optional[AttentionEvolution] = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         keep_dropout_name(self, "MultiheadAttention")
-        self.evolves = evolves
-        self.evolution = evolution if evolves else None
+        self.evolution = evolution
         self.probe = AttentionProbe()
 
     def forward(
@@ -81,29 +71,13 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         Returns:
             The output, (tgt_len, batch, embed_dim); the probabilities if asked for, (batch,
             tgt_len, src_len), or (heads, batch, tgt_len, src_len) with `need_head_weights`; and
-            the map to hand on, or None if this attention does not evolve.
+            the map to hand on.
+
+        Raises:
+            ValueError: `attn_mask` is not bool, or `prev_attn_logits` does not fit.
         """
         if attn_mask is not None and attn_mask.dtype != torch.bool:
             raise ValueError(f"attn_mask must be of dtype torch.bool, got {attn_mask.dtype}")
-        # Nobody can look into fairseq's own attention, so while somebody does it is computed here.
-        if not torch.jit.is_scripting() and not self.evolves and not self.probe.watched():
-            if attn_mask is not None:
-                attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(
-                    attn_mask, float("-inf")
-                )
-            x, attn_probs = super().forward(
-                query,
-                key,
-                value,
-                key_padding_mask=key_padding_mask,
-                incremental_state=incremental_state,
-                need_weights=need_weights,
-                static_kv=static_kv,
-                attn_mask=attn_mask,
-                need_head_weights=need_head_weights,
-            )
-            return x, attn_probs, None
-
         tgt_len, bsz, _ = query.size()
         q = self.split_heads(self.q_proj(query) * self.scaling)
         k, v, key_padding_mask = self.keys_and_values(
@@ -147,7 +121,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
             probs = attn_probs.transpose(0, 1)
         elif need_weights:
             probs = attn_probs.mean(dim=1)
-        return x, probs, attn_logits if self.evolves else None
+        return x, probs, attn_logits
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(len, batch, embed_dim) -> (batch, heads, len, head_dim)."""
@@ -261,6 +235,59 @@ class EvolvingMultiheadAttention(MultiheadAttention):
             "heads of an evolving attention cannot be pruned (mha_heads_to_keep): they are the "
             "channels of its convolution"
         )
+
+
+class PlainMultiheadAttention(EvolvingMultiheadAttention):
+    """fairseq's attention in the place of one that evolves: it hands no map on."""
+
+    forward_with_map = renamed(EvolvingMultiheadAttention.forward, "forward_with_map")
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Optional[Tensor],
+        value: Optional[Tensor],
+        key_padding_mask: Optional[Tensor] = None,
+        incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]] = None,
+        need_weights: bool = True,
+        static_kv: bool = False,
+        attn_mask: Optional[Tensor] = None,
+        need_head_weights: bool = False,
+        query_padding_mask: Optional[Tensor] = None,
+        prev_attn_logits: Optional[Tensor] = None,
+    ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+        """As in :class:`EvolvingMultiheadAttention`, with None for the map."""
+        if torch.jit.is_scripting() or self.probe.watched():
+            # fairseq's own forward shows its map to nobody, and TorchScript cannot call it here.
+            x, attn_probs, _ = self.forward_with_map(
+                query,
+                key,
+                value,
+                key_padding_mask,
+                incremental_state,
+                need_weights,
+                static_kv,
+                attn_mask,
+                need_head_weights,
+            )
+        else:
+            if attn_mask is not None:
+                attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(
+                    attn_mask, float("-inf")
+                )
+            x, attn_probs = MultiheadAttention.forward(
+                self,
+                query,
+                key,
+                value,
+                key_padding_mask=key_padding_mask,
+                incremental_state=incremental_state,
+                need_weights=need_weights,
+                static_kv=static_kv,
+                attn_mask=attn_mask,
+                need_head_weights=need_head_weights,
+            )
+        return x, attn_probs, None
 
 
 def join_masks(attn_mask: Optional[Tensor], key_padding_mask: Optional[Tensor]) -> Optional[Tensor]:

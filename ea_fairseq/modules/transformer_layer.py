@@ -1,6 +1,6 @@
 """fairseq's transformer layers with maps that come in and go out."""
 
-from typing import Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from fairseq.modules.transformer_layer import (
@@ -11,22 +11,45 @@ from torch import Tensor
 
 from ea_fairseq.modules.multihead_attention import (
     EvolvingMultiheadAttention,
+    PlainMultiheadAttention,
     keep_dropout_name,
 )
 from evolving_attention import AttentionEvolution
 
 
-def evolving_options(cfg, attention: str, window: str, num_heads: int, first: bool) -> Dict:
-    """Keyword arguments that make an `attention` ("encoder", "decoder" or "cross") evolve."""
-    evolves = attention in cfg.ea_attentions.split(",") and (
-        cfg.ea_learnable or cfg.ea_alpha > 0 or cfg.ea_beta > 0
-    )
+# For each attention that --ea-attentions names, how the convolution over its map looks around.
+WINDOWS = {"encoder": "bidirectional", "decoder": "causal", "cross": "cross"}
+
+
+def build_attention(
+    cfg,
+    attention: str,
+    embed_dim: int,
+    num_heads: int,
+    first: bool,
+    **options: Any,
+) -> EvolvingMultiheadAttention:
+    """One attention of a layer: evolving if the options say so, else fairseq's own.
+
+    Args:
+        attention: "encoder", "decoder" (self-attention) or "cross".
+        first: whether the layer is the first of its stack, which has no map to evolve from.
+        options: of fairseq's attention.
+    """
+    mixes = cfg.ea_learnable or cfg.ea_alpha > 0 or cfg.ea_beta > 0
+    if not mixes or attention not in cfg.ea_attentions.split(","):
+        return PlainMultiheadAttention(embed_dim, num_heads, **options)
     evolution = None
-    if evolves and not first:
+    if not first:
         evolution = AttentionEvolution(
-            num_heads, cfg.ea_alpha, cfg.ea_beta, cfg.ea_kernel_size, window, cfg.ea_learnable
+            num_heads,
+            cfg.ea_alpha,
+            cfg.ea_beta,
+            cfg.ea_kernel_size,
+            WINDOWS[attention],
+            cfg.ea_learnable,
         )
-    return {"evolves": evolves, "evolution": evolution}
+    return EvolvingMultiheadAttention(embed_dim, num_heads, evolution=evolution, **options)
 
 
 class EvolvingTransformerEncoderLayer(TransformerEncoderLayerBase):
@@ -43,14 +66,16 @@ class EvolvingTransformerEncoderLayer(TransformerEncoderLayerBase):
 
     def build_self_attention(self, embed_dim: int, cfg) -> EvolvingMultiheadAttention:
         num_heads = cfg.encoder.attention_heads
-        return EvolvingMultiheadAttention(
+        return build_attention(
+            cfg,
+            "encoder",
             embed_dim,
             num_heads,
+            self.first,
             dropout=cfg.attention_dropout,
             self_attention=True,
             q_noise=self.quant_noise,
             qn_block_size=self.quant_noise_block_size,
-            **evolving_options(cfg, "encoder", "bidirectional", num_heads, self.first),
         )
 
     def forward(
@@ -115,28 +140,32 @@ class EvolvingTransformerDecoderLayer(TransformerDecoderLayerBase):
                 "neighbours in the map"
             )
         num_heads = cfg.decoder.attention_heads
-        return EvolvingMultiheadAttention(
+        return build_attention(
+            cfg,
+            "decoder",
             embed_dim,
             num_heads,
+            self.first,
             dropout=cfg.attention_dropout,
             self_attention=True,
             q_noise=self.quant_noise,
             qn_block_size=self.quant_noise_block_size,
-            **evolving_options(cfg, "decoder", "causal", num_heads, self.first),
         )
 
     def build_encoder_attention(self, embed_dim: int, cfg) -> EvolvingMultiheadAttention:
         num_heads = cfg.decoder.attention_heads
-        return EvolvingMultiheadAttention(
+        return build_attention(
+            cfg,
+            "cross",
             embed_dim,
             num_heads,
+            self.first,
             kdim=cfg.encoder.embed_dim,
             vdim=cfg.encoder.embed_dim,
             dropout=cfg.attention_dropout,
             encoder_decoder_attention=True,
             q_noise=self.quant_noise,
             qn_block_size=self.quant_noise_block_size,
-            **evolving_options(cfg, "cross", "cross", num_heads, self.first),
         )
 
     def forward(
