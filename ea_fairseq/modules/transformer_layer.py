@@ -16,7 +16,6 @@ from ea_fairseq.modules.multihead_attention import (
 )
 from evolving_attention import AttentionEvolution
 
-
 # For each attention that --ea-attentions names, how the convolution over its map looks around.
 WINDOWS = {"encoder": "bidirectional", "decoder": "causal", "cross": "cross"}
 
