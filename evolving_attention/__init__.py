@@ -1,8 +1,8 @@
 """Evolving Attention (Wang et al., ICML 2021; TPAMI 2023) for PyTorch.
 
-:class:`AttentionEvolution` is what a model needs for one attention layer; the paper's two
-equations stand in :mod:`evolving_attention.reference` (literally) and in
-:mod:`evolving_attention.functional` (fast). :func:`collect_maps` shows the maps of any model.
+:class:`AttentionEvolution` is all that a model needs for one attention layer. The paper's two
+equations are in :mod:`evolving_attention.functional` (fast) and, written literally, in
+:mod:`evolving_attention.reference`. :func:`collect_maps` shows the maps of any model.
 """
 
 from evolving_attention.checks import WINDOWS

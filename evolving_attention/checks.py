@@ -1,4 +1,4 @@
-"""What the core refuses: each check raises ValueError, naming the argument and what is right."""
+"""Checks of arguments. Each raises ValueError, naming the argument and what would be right."""
 
 from numbers import Integral, Real
 from typing import Optional, Union
@@ -10,7 +10,7 @@ WINDOWS = ("bidirectional", "causal", "cross")
 
 
 def check_maps(attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Tensor]) -> None:
-    """The maps are (batch, heads, queries, keys) and fit each other, and the mask fits them."""
+    """The maps are (batch, heads, queries, keys) and match, and the mask fits them."""
     if attn_logits.dim() != 4:
         raise ValueError(
             f"attn_logits must be (batch, heads, queries, keys), got shape {attn_logits.shape}"
@@ -18,8 +18,7 @@ def check_maps(attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Ten
     if prev_attn_logits.shape != attn_logits.shape:
         raise ValueError(
             f"prev_attn_logits has shape {prev_attn_logits.shape}, attn_logits "
-            f"{attn_logits.shape}: a map evolves only from one of the same batch, heads, "
-            "queries and keys"
+            f"{attn_logits.shape}: they must have the same batch, heads, queries and keys"
         )
     if prev_attn_logits.dtype != attn_logits.dtype:
         raise ValueError(
@@ -31,7 +30,7 @@ def check_maps(attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Ten
 
 
 def check_mask(name: str, mask: Tensor, attn_logits: Tensor) -> None:
-    """The mask is bool, and broadcastable to the map without enlarging it."""
+    """The mask is bool and broadcastable to the map without enlarging it."""
     if mask.dtype != torch.bool:
         raise ValueError(f"{name} must be of dtype torch.bool (True: no cell), got {mask.dtype}")
     if not expands_to(mask, attn_logits):
@@ -93,7 +92,7 @@ def check_weights(
 
 
 def check_options(alpha: float, beta: float, kernel_size: int) -> None:
-    """The options of a layer or a model are in range."""
+    """The options of a layer or model are in range."""
     check_unit_interval("alpha", alpha)
     check_unit_interval("beta", beta)
     check_kernel_size("kernel_size", kernel_size)
@@ -112,13 +111,13 @@ def check_kernel_size(name: str, value: int) -> None:
 
 
 def check_count(name: str, value: int) -> None:
-    """The number is whole and positive."""
+    """The number is a positive integer."""
     if not is_a(Integral, value) or value < 1:
         raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
 
 
 def check_flag(name: str, value: bool) -> None:
-    """The value is True or False, not a text that says so."""
+    """The value is True or False, not a string."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
 
@@ -130,5 +129,5 @@ def check_window(window: str) -> None:
 
 
 def is_a(kind: type, value: object) -> bool:
-    """Whether the value is a number of this kind; True and False are none."""
+    """Whether the value is a number of this kind; True and False are not."""
     return isinstance(value, kind) and not isinstance(value, bool)

@@ -1,7 +1,7 @@
-"""ReLU(Conv(A_in)) on a CPU, two to four times as fast as PyTorch's for the few heads of a map.
+"""ReLU(Conv(A_in)) on a CPU, two to four times as fast as PyTorch's for a map with few heads.
 
-oneDNN's layout for channels first is made for many channels. Here the heads are put last in memory
-instead, and several neighbouring keys are computed at once, as channels of a wider window.
+oneDNN's convolution of channels-first tensors is made for many channels. Here the heads come last
+in memory, and several neighbouring keys are computed at once, as channels of a wider window.
 """
 
 from typing import Optional, Tuple
@@ -13,35 +13,35 @@ from torch.nn import functional as F
 
 
 def is_faster_for(a_in: Tensor) -> bool:
-    """Whether the map is on a CPU, has few heads, and is large enough."""
+    """Whether the map is on a CPU, has few heads and is large enough."""
     if not a_in.is_cpu or a_in.size(1) >= 16:
         return False
     if not torch.jit.is_scripting():
-        if torch._C._are_functorch_transforms_active():  # vmap knows no memory order
+        if torch._C._are_functorch_transforms_active():  # vmap does not support memory formats
             return False
         if in_graph():
             return True
-        if forward_ad._current_level >= 0:  # ReLUConv has no forward derivatives
+        if forward_ad._current_level >= 0:  # ReLUConv has no forward-mode derivative
             return False
-    # For smaller maps oneDNN leaves the work to PyTorch's own convolution.
+    # PyTorch uses its own convolution for smaller maps, which gains nothing from this layout.
     return a_in.size(0) >= 16 or a_in.numel() > 20_480
 
 
 def relu_conv(a_in: Tensor, weight: Tensor, bias: Tensor, padding: Tuple[int, int]) -> Tensor:
-    """As :func:`evolving_attention.functional.relu_conv`; the result has the heads last."""
+    """As `relu_conv` in functional.py, which chooses it; the result has the heads last."""
     a_in = a_in.contiguous(memory_format=torch.channels_last)
     if in_graph():
         return F.conv2d(a_in, weight, bias, padding=padding).relu_()
     if torch.jit.is_scripting() or not torch.is_grad_enabled():
         return conv_heads_last(a_in, weight, bias, padding).relu_()
-    if torch.is_autocast_enabled("cpu") and a_in.dtype != torch.float64:  # as autocast itself
+    if torch.is_autocast_enabled("cpu") and a_in.dtype != torch.float64:  # as autocast does
         dtype = torch.get_autocast_dtype("cpu")
         a_in, weight, bias = a_in.to(dtype), weight.to(dtype), bias.to(dtype)
     return ReLUConv.apply(a_in, weight, bias, padding)
 
 
 def in_graph() -> bool:
-    """Whether operations are being recorded, for inputs of any size."""
+    """Whether operations are being recorded, for inputs whose sizes may change."""
     if torch.jit.is_scripting():
         return False
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
@@ -50,9 +50,9 @@ def in_graph() -> bool:
 def conv_heads_last(
     a_in: Tensor, weight: Tensor, bias: Optional[Tensor], padding: Tuple[int, int]
 ) -> Tensor:
-    """The convolution of a map with the heads last in memory, (B, H, T', S') to (B, H, T, S).
+    """Convolves a map that has the heads last in memory, (B, H, T', S') to (B, H, T, S).
 
-    A vector register holds 16 floats; with few heads some lanes would stay idle. So `count`
+    A vector register holds 16 floats; with few heads some lanes would stay idle. Therefore `count`
     neighbouring keys are computed at once, as channels of a window that moves by `count` keys.
     """
     count, front = keys_at_once(a_in, weight, padding)
@@ -69,10 +69,10 @@ def conv_heads_last(
 
 
 def keys_at_once(a_in: Tensor, weight: Tensor, padding: Tuple[int, int]) -> Tuple[int, int]:
-    """How many keys to compute at once, and how many of the first ones precede the first key.
+    """How many keys to compute at once, and how many columns to add before the first key.
 
-    More than 8 gain nothing. It is never all the keys: oneDNN leaves memory unwritten in
-    convolutions of such windows to a single column.
+    More than 8 keys gain nothing. At most half of the keys are computed at once, because oneDNN
+    leaves memory unwritten when such a convolution returns a single column.
     """
     keys = a_in.size(3) + 2 * padding[1] - weight.size(3) + 1
     count = max(1, min(8, 16 // weight.size(0), keys // 2))
@@ -80,15 +80,15 @@ def keys_at_once(a_in: Tensor, weight: Tensor, padding: Tuple[int, int]) -> Tupl
 
 
 def widen(weight: Tensor, count: int) -> Tensor:
-    """(H, H, K, K) to (count * H, H, K, K + count - 1): the same window for each of the keys."""
+    """(H, H, K, K) to (count * H, H, K, K + count - 1): the same window, shifted for each key."""
     return torch.cat([F.pad(weight, (key, count - 1 - key)) for key in range(count)])
 
 
 class ReLUConv(torch.autograd.Function):
-    """ReLU(Conv(a_in)) by :func:`conv_heads_last`, which computes the gradient of a_in as well.
+    """ReLU(Conv(a_in)) with :func:`conv_heads_last`, which also computes the gradient of a_in.
 
-    It keeps a_in, and a byte for each number to know what ReLU let through. (Slices are narrowed,
-    since batched gradients know no rule for a slice that takes everything.)
+    Keeps a_in for the backward pass, and one byte for each element that says whether ReLU let it
+    through. `narrow` stands for slices, since batched gradients have no rule for full slices.
     """
 
     @staticmethod
@@ -113,7 +113,7 @@ class ReLUConv(torch.autograd.Function):
         heads, reach = weight.size(0), weight.size(3) - 1
         count, front = keys_at_once(a_in, weight, ctx.padding)
         batch, _, queries, keys = grad.shape
-        # Zeros for the columns before the first key, which do not exist.
+        # The columns before the first key do not exist: zeros.
         heads_last = grad.new_empty(batch, queries, front + keys, heads)
         heads_last.narrow(2, 0, front).zero_()
         through_relu = heads_last.narrow(2, front, keys).copy_(grad.permute(0, 2, 3, 1))

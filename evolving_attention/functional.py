@@ -1,6 +1,6 @@
-"""The two equations of evolving attention, as the models run them.
+"""The two equations of evolving attention, :func:`mix` and :func:`refine`, as the models run them.
 
-The letters of the shapes: B batch, H heads, T queries, S keys, K kernel size.
+Shapes: B batch, H heads, T queries, S keys, K kernel size.
 """
 
 from typing import Optional, Tuple, Union
@@ -23,15 +23,15 @@ def evolve(
     window: str = "bidirectional",
     mask: Optional[Tensor] = None,
 ) -> Tensor:
-    """Evolves a layer's attention map from the one before (paper, section 3).
+    """Evolves a layer's attention map from that of the previous layer (paper, section 3).
 
     Args:
         attn_logits: this layer's logits before the softmax, scaled, (B, H, T, S); finite.
-        prev_attn_logits: the map the layer before handed on, same shape and dtype.
-        weight: (H, H, K, K), K odd; None is no convolution.
+        prev_attn_logits: the map that the previous layer handed on, same shape and dtype.
+        weight: (H, H, K, K), K odd; None for no convolution.
         bias: (H,).
         alpha: weight of the previous map, in [0, 1]; a tensor of one element if learned.
-        beta: weight of the convolution, in [0, 1], or a tensor as well.
+        beta: weight of the convolution, in [0, 1]; likewise.
         window: "bidirectional" (centred), "causal" (only earlier queries and keys, for a
             decoder's self-attention) or "cross" (only earlier queries, centred keys, for
             encoder-decoder attention).
@@ -39,11 +39,11 @@ def evolve(
             its query or key is padding or its key lies in the query's future.
 
     Returns:
-        The evolved map before the softmax, (B, H, T, S), finite everywhere. The mask must still
-        be applied to it for the softmax.
+        The evolved map before the softmax, (B, H, T, S), finite everywhere. The softmax still
+        needs the mask.
 
     Raises:
-        ValueError: shapes, the dtypes of the maps or of the mask, a number or `window` do not fit.
+        ValueError: a shape, dtype, number or `window` is wrong; the message names the argument.
     """
     check_maps(attn_logits, prev_attn_logits, mask)
     check_weights(weight, bias, alpha, beta, attn_logits.size(1))
@@ -63,8 +63,8 @@ def mix(
     if not is_fixed_at(0.0, alpha):
         a_in = lerp(attn_logits, prev_attn_logits, alpha)
     if mask is not None:
-        # The convolution reads zeros beyond the border of a map. A padded or future cell must
-        # look the same, or a sentence's map would depend on the batch it is in.
+        # The convolution reads zeros beyond the border of a map. Padded and future cells must look
+        # the same, or a sentence's map would depend on the batch that it is in.
         a_in = a_in.masked_fill(mask, 0.0)
     return a_in
 
@@ -79,23 +79,23 @@ def refine(
 ) -> Tensor:
     """Equation 2: A = beta * ReLU(Conv(A_in)) + (1 - beta) * A_in.
 
-    `rows` (B, H, K - 1, S) are the rows of A_in above the first one, zeros if None. Only the
-    windows that look up ("causal", "cross") can take them.
+    `rows` (B, H, K - 1, S) are the rows of A_in before the first one, zeros if None. They fit only
+    windows that read no later rows ("causal", "cross").
     """
     if weight is None or bias is None:
         return a_in.contiguous()
     bordered, padding = add_border(a_in, weight.size(3), window, rows)
     refined = relu_conv(bordered, weight, bias, padding)  # (B, H, T, S)
-    refined = refined.to(a_in.dtype)  # which autocast may have halved
+    refined = refined.to(a_in.dtype)  # autocast may have computed it in half precision
     if not is_fixed_at(1.0, beta):
         refined = lerp(a_in, refined, beta)
     return refined.contiguous()
 
 
 def relu_conv(a_in: Tensor, weight: Tensor, bias: Tensor, padding: Tuple[int, int]) -> Tensor:
-    """ReLU(Conv(A_in)): the one place that chooses how it is computed.
+    """ReLU(Conv(A_in)): the one place that chooses an implementation.
 
-    Every implementation takes and returns the same:
+    Every implementation has these arguments and this result:
 
     Args:
         a_in: (B, H, T', S').
@@ -104,7 +104,7 @@ def relu_conv(a_in: Tensor, weight: Tensor, bias: Tensor, padding: Tuple[int, in
         padding: zeros to add (above and below, left and right).
 
     Returns:
-        (B, H, T' + 2 * padding[0] - K + 1, S' + 2 * padding[1] - K + 1), in any memory order.
+        (B, H, T' + 2 * padding[0] - K + 1, S' + 2 * padding[1] - K + 1), in any memory format.
     """
     if cpu.is_faster_for(a_in):
         return cpu.relu_conv(a_in, weight, bias, padding)
@@ -114,9 +114,9 @@ def relu_conv(a_in: Tensor, weight: Tensor, bias: Tensor, padding: Tuple[int, in
 def add_border(
     a_in: Tensor, kernel_size: int, window: str, rows: Optional[Tensor]
 ) -> Tuple[Tensor, Tuple[int, int]]:
-    """A_in with the border that the window's convolution reads, as far as it is not symmetric.
+    """Adds the zeros or `rows` that an asymmetric window reads beyond the border of A_in.
 
-    Returns (B, H, T', S') and the padding that is left to the convolution.
+    Returns (B, H, T', S') and the symmetric padding that is left to the convolution.
     """
     reach = kernel_size - 1
     if window == "bidirectional":
@@ -131,7 +131,7 @@ def add_border(
 
 
 def is_fixed_at(number: float, weight: Union[float, Tensor]) -> bool:
-    """Whether alpha or beta is this number, and is not learned."""
+    """Whether alpha or beta is not learned and is this number."""
     if isinstance(weight, Tensor):
         return False
     return weight == number
@@ -139,8 +139,8 @@ def is_fixed_at(number: float, weight: Union[float, Tensor]) -> bool:
 
 def lerp(start: Tensor, end: Tensor, weight: Union[float, Tensor]) -> Tensor:
     """weight * end + (1 - weight) * start, for a number or a tensor of one element."""
-    if not torch.jit.is_scripting() and cpu.in_graph():  # not every converter of graphs knows lerp
+    if not torch.jit.is_scripting() and cpu.in_graph():  # some converters do not support lerp
         return weight * end + (1 - weight) * start
-    if isinstance(weight, Tensor):  # TorchScript chooses the overload by the type
+    if isinstance(weight, Tensor):  # TorchScript needs the type to choose the overload
         return torch.lerp(start, end, weight)
     return torch.lerp(start, end, weight)

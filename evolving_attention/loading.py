@@ -1,4 +1,4 @@
-"""Loading the weights of a model that does not evolve into one that does."""
+"""Loads the weights of plain models into evolving ones."""
 
 import logging
 from typing import Any, ClassVar, Collection, Dict, Mapping, Tuple
@@ -11,14 +11,14 @@ logger = logging.getLogger(__name__)
 
 
 class StartsFromPlainWeights(nn.Module):
-    """A model that loads the weights of the plain model, and then says what they left fresh.
+    """Base class of a model that also loads the weights of its plain counterpart.
 
-    To stand behind the host's class among the bases. With ``strict``, a checkpoint that has
-    nothing of a fresh part leaves it at its initial values, with one warning; one that has only
-    some of it is refused. Without, PyTorch names what is missing in `missing_keys`.
+    It comes after the host's class in the list of bases. If a checkpoint has no weight of a fresh
+    part, ``strict=True`` keeps the part's initial values and logs one warning; if it has only some
+    of them, loading fails. With ``strict=False``, PyTorch lists all of them in `missing_keys`.
 
     Attributes:
-        fresh_parts: names of the submodules that a plain model does not have.
+        fresh_parts: names of the submodules that the plain model does not have.
     """
 
     fresh_parts: ClassVar[Tuple[str, ...]] = ("evolution",)
@@ -26,13 +26,13 @@ class StartsFromPlainWeights(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As in PyTorch, but for the fresh parts."""
+        """As in PyTorch, except for the fresh parts."""
         if strict:
             state_dict = self.with_fresh_parts(state_dict)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def with_fresh_parts(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The state dict, completed by the initial values of the parts that it knows nothing of."""
+        """The state dict, with the initial values of the fresh parts that it has nothing of."""
         fresh: Dict[str, Tensor] = {}
         for part in self.fresh_parts:
             known = any(f".{part}." in f".{name}" for name in state_dict)
@@ -56,8 +56,8 @@ def adopt_options(
     """Gives each evolution in `model` the options that the checkpoint was trained with.
 
     Args:
-        model: in whose ``_load_from_state_dict`` this is called.
-        options: which ones, see :meth:`AttentionEvolution.adopt`.
+        model: calls this in its ``_load_from_state_dict``.
+        options: which options, see :meth:`AttentionEvolution.adopt`.
         state_dict: the checkpoint.
         prefix: what stands before the model's names in it.
     """

@@ -1,4 +1,4 @@
-"""Look at the attention maps of a model, whichever toolkit it is from."""
+"""Collects the attention maps of a model from any toolkit."""
 
 from contextlib import contextmanager
 from typing import Callable, Iterator, List, NamedTuple
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class AttentionMap(NamedTuple):
-    """What one attention did in a forward pass.
+    """The map of one attention in one forward pass.
 
     Attributes:
         name: of the attention in the model, as in `named_modules`.
-        attn_logits: the map before mask and softmax, as it is handed on, (batch, heads, queries,
+        attn_logits: the map that is handed on, before mask and softmax, (batch, heads, queries,
             keys).
-        attn_probs: the probabilities, before dropout, same shape; 0 where a mask hides a key.
+        attn_probs: the probabilities before dropout, same shape; 0 where a mask hides a key.
     """
 
     name: str
@@ -23,9 +23,9 @@ class AttentionMap(NamedTuple):
 
 
 class AttentionProbe(nn.Module):
-    """Passes an attention's probabilities through: the place where :func:`collect_maps` looks.
+    """Returns the probabilities unchanged; :func:`collect_maps` reads them here.
 
-    Every attention of this project has one, as `probe`, right after its softmax.
+    Every attention of this project has one, called `probe`, right after its softmax.
     """
 
     def forward(self, attn_probs: Tensor, attn_logits: Tensor) -> Tensor:
@@ -33,24 +33,24 @@ class AttentionProbe(nn.Module):
 
     @torch.jit.unused
     def watched(self) -> bool:
-        """Whether anybody looks at the moment."""
+        """Whether maps are being collected."""
         return len(self._forward_hooks) > 0
 
 
 @contextmanager
 def collect_maps(model: nn.Module) -> Iterator[List[AttentionMap]]:
-    """Collects the maps of every forward pass inside of a ``with`` block::
+    """Collects the maps of every forward pass inside a ``with`` block::
 
         with torch.no_grad(), collect_maps(model) as maps:
             model(images)
         for name, attn_logits, attn_probs in maps: ...
 
-    Each attention adds its map when it has run, so one pass gives one of each in their order.
-    Results stay as they are. Maps are the model's own tensors: gradients flow through them unless
-    torch.no_grad() is on. (A layer under activation checkpointing runs twice: switch that off.)
+    Each attention adds its map when it runs, so one pass gives one map of each, in their order. The
+    model's output does not change. Maps are the model's own tensors: gradients flow through them
+    unless torch.no_grad() is on. Switch activation checkpointing off, which runs a layer twice.
 
     Raises:
-        ValueError: `model` has no attention of this project, or ran none that can be seen.
+        ValueError: `model` has no attention of this project, or did not run one in the block.
     """
     maps: List[AttentionMap] = []
 
@@ -76,6 +76,6 @@ def collect_maps(model: nn.Module) -> Iterator[List[AttentionMap]]:
             handle.remove()
     if not maps:
         raise ValueError(
-            "model was not run inside of the with block, or as compiled by torch.compile before: "
-            "run the model itself"
+            "model did not run inside the with block, or ran as compiled by torch.compile before "
+            "it: run the model itself inside the block"
         )

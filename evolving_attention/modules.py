@@ -1,4 +1,4 @@
-"""The evolving part of one attention layer: its weights, its options, its one decoding step."""
+"""The evolving part of one attention layer: its weights, its options and its decoding step."""
 
 import math
 from typing import Any, Collection, Dict, Final, List, Mapping, Optional, Tuple, Union
@@ -18,30 +18,30 @@ from evolving_attention.checks import (
 )
 from evolving_attention.functional import mix, refine
 
-# What asks for the shape or the type of a value is a node of its own in torch.fx's graphs.
+# Functions that inspect shapes or types must be nodes of their own in torch.fx's graphs.
 for function in ("check_heads", "check_maps", "mix", "refine"):
     torch.fx.wrap(function)
 
 
 class AttentionEvolution(nn.Module):
-    """Evolves one attention layer's map from the map of the layer before (paper, equations 1, 2).
+    """Evolves one layer's attention map from that of the previous layer (paper, equations 1, 2).
 
-    The first layer of a stack has no map to evolve from and needs no such module: it hands on
-    its plain logits.
+    The first layer of a stack has no previous map and needs no such module: it hands on its plain
+    logits.
 
     Args:
-        num_heads: heads H of the layer; they are the channels of the convolution.
+        num_heads: heads H of the layer, which are the channels of the convolution.
         alpha: weight of the previous map, in [0, 1]; 0 is the paper's ablation without residual.
-        beta: weight of the convolution, in [0, 1]; 0, unless learned, makes no convolution.
+        beta: weight of the convolution, in [0, 1]; at 0, unless learned, there is no convolution.
         kernel_size: K, odd; the paper's ablations use 1, 3 and 5.
         window: "bidirectional", "causal" or "cross", see :func:`evolving_attention.evolve`.
-        learnable: learn alpha and beta, from the given values on, one of each for the layer.
+        learnable: learn this layer's alpha and beta, starting from the given values.
 
     Attributes:
-        weight, bias: the convolution's (H, H, K, K) and (H,), or None without one.
-        alpha, beta: the weights of shape (1,) in the state dict: parameters if learnable, else
-            buffers, so that a file says with which numbers its weights were trained.
-        mixing: alpha and beta as numbers; of learnable ones the initial values.
+        weight, bias: of the convolution, (H, H, K, K) and (H,), or None without one.
+        alpha, beta: tensors of shape (1,) in the state dict: parameters if learnable, else buffers,
+            which record the numbers that the weights were trained with.
+        mixing: alpha and beta as numbers; the initial ones if learnable.
 
     Raises:
         ValueError: an argument out of range; the message names it.
@@ -88,7 +88,7 @@ class AttentionEvolution(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the convolution anew, as :class:`torch.nn.Conv2d` does; alpha, beta start anew."""
+        """Initialises the convolution as :class:`torch.nn.Conv2d` does; resets alpha and beta."""
         self.reset_mixing()
         if self.weight is not None:
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
@@ -96,7 +96,7 @@ class AttentionEvolution(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def reset_mixing(self) -> None:
-        """alpha and beta start anew."""
+        """Sets alpha and beta to their initial values."""
         nn.init.constant_(self.alpha, self.mixing[0])
         nn.init.constant_(self.beta, self.mixing[1])
 
@@ -109,7 +109,7 @@ class AttentionEvolution(nn.Module):
     ) -> Tensor:
         """The evolved map (B, H, T, S); arguments as in :func:`evolving_attention.evolve`.
 
-        `window` is that of this call alone, None the module's own.
+        `window` is for this call only; None means the module's own.
         """
         check_heads(attn_logits, self.num_heads)
         check_maps(attn_logits, prev_attn_logits, mask)
@@ -126,19 +126,19 @@ class AttentionEvolution(nn.Module):
     ) -> Tuple[Tensor, Optional[Tensor]]:
         """The evolved map of the next T queries, (B, H, T, S), for incremental decoding.
 
-        Also takes and returns, for each sequence, the last K - 1 rows of A_in: (B, H, K - 1, S or
-        fewer), None at the start and without convolution. The steps together equal
-        :meth:`forward` over the whole map.
+        Also takes and returns the last K - 1 rows of A_in, (B, H, K - 1, S or fewer), which are
+        None at the start and without convolution. The steps together equal :meth:`forward` over
+        the whole map.
 
         Raises:
-            ValueError: as :func:`evolving_attention.evolve`; or the module's window looks ahead;
-                or `rows` are of another kernel size, or of more keys than the map has.
+            ValueError: as in :func:`evolving_attention.evolve`; or the module's window reads later
+                rows; or `rows` belong to another kernel size or have more keys than the map.
         """
         check_heads(attn_logits, self.num_heads)
         check_maps(attn_logits, prev_attn_logits, mask)
         if self.window == "bidirectional":
             raise ValueError(
-                "window must be causal or cross to go step by step, bidirectional looks ahead"
+                "window must be causal or cross for step(): bidirectional reads later rows"
             )
         alpha, beta = self.mixing_weights(attn_logits)
         a_in = mix(attn_logits, prev_attn_logits, alpha, mask)  # (B, H, T, S)
@@ -148,14 +148,14 @@ class AttentionEvolution(nn.Module):
         if rows is None:
             rows = a_in.new_zeros([a_in.size(0), a_in.size(1), count, a_in.size(3)])
         check_rows(rows, count, a_in)
-        # To earlier queries the keys that came since are the future: masked, zero.
+        # For earlier queries, the keys that were added since are in the future: zero.
         rows = F.pad(rows, (0, a_in.size(3) - rows.size(3)))  # (B, H, K - 1, S)
         evolved = refine(a_in, self.weight, self.bias, beta, self.window, rows)
         rows = torch.cat([rows, a_in], dim=2)  # (B, H, K - 1 + T, S)
         return evolved, rows[:, :, rows.size(2) - count :]  # the last K - 1
 
     def mixing_weights(self, like: Tensor) -> Tuple[Union[float, Tensor], Union[float, Tensor]]:
-        """alpha and beta as they are used: numbers, or tensors of `like`'s dtype if learnable."""
+        """alpha and beta for use: numbers, or tensors of `like`'s dtype if learnable."""
         if self.learnable:
             return _unit(self.alpha).to(like.dtype), _unit(self.beta).to(like.dtype)
         return self.mixing[0], self.mixing[1]
@@ -173,9 +173,9 @@ class AttentionEvolution(nn.Module):
 
         Args:
             state_dict: the checkpoint.
-            prefix: what stands before this module's names in it.
-            options: which to change, of "alpha", "beta" and "kernel_size". What the checkpoint
-                does not tell stays, and so do learnable alpha and beta: they are loaded.
+            prefix: of this module's names in it.
+            options: which of "alpha", "beta" and "kernel_size" to change. Options that the
+                checkpoint does not have stay; learnable alpha and beta are loaded as weights.
         """
         weight = state_dict.get(f"{prefix}weight")
         if not self.learnable:
@@ -206,9 +206,9 @@ class AttentionEvolution(nn.Module):
         unexpected_keys: List[str],
         error_msgs: List[str],
     ) -> None:
-        """Refuses weights that were trained with another alpha or beta.
+        """Refuses weights that were trained with another alpha, beta or kernel size.
 
-        Files of before these two were part of them, or without learned ones, load as they are.
+        A checkpoint without alpha and beta loads too, such as one of version 0.1.0.
         """
         convolves = f"{prefix}weight" in state_dict
         for name, number in zip(("alpha", "beta"), self.mixing, strict=True):
@@ -218,12 +218,12 @@ class AttentionEvolution(nn.Module):
                 if convolves or not self.learnable:
                     state_dict[key] = torch.tensor([number])
             elif not self.learnable and is_number(stored):
-                if not is_rounded(number, stored.clamp(0.0, 1.0)):  # learned, it may lie beyond
+                if not is_rounded(number, stored.clamp(0.0, 1.0)):  # a learned one may lie outside
                     error_msgs.append(
                         f"{key} is {shortest_number(stored)} in the checkpoint, but this model was "
-                        f"made with {name}={number}. It is part of what was trained: make the "
-                        f"model with {name}={shortest_number(stored)}, or with learnable=True if "
-                        "it was learned"
+                        f"made with {name}={number}: make it with "
+                        f"{name}={shortest_number(stored)}, or with learnable=True if it was "
+                        "learned"
                     )
                 state_dict[key] = torch.tensor([number])
         if convolves and self.weight is not None:
@@ -245,14 +245,14 @@ class AttentionEvolution(nn.Module):
 
 
 def is_number(stored: Optional[Tensor]) -> bool:
-    """Whether an entry of a checkpoint is there, is one number, and has its value."""
+    """Whether an entry of a checkpoint exists and is one number."""
     return stored is not None and stored.numel() == 1 and not stored.is_meta
 
 
 def is_rounded(number: float, stored: Tensor) -> bool:
-    """Whether `stored`, of one element, is `number` as a model of some precision saves it.
+    """Whether `stored`, of one element, is `number` in some floating-point precision.
 
-    A moving average of the weights may be a few roundings of float32 away.
+    A moving average of the weights may differ by a few roundings of float32.
     """
     value = stored.double().cpu()
     exact = torch.tensor([number], dtype=torch.float64)
@@ -263,16 +263,16 @@ def is_rounded(number: float, stored: Tensor) -> bool:
 
 
 def shortest_number(stored: Tensor) -> float:
-    """The number of the fewest digits that `stored`, of one element, may have come from."""
+    """The number with the fewest digits that rounds to `stored`, of one element."""
     value = stored.clamp(0.0, 1.0).item()
     numbers = (float(f"{value:.{digits}g}") for digits in range(1, 18))
     return next(number for number in numbers if is_rounded(number, stored.clamp(0.0, 1.0)))
 
 
 def _unit(x: Tensor) -> Tensor:
-    """A learned mixing weight within [0, 1], with the gradient of one that has no bounds.
+    """Clamps a learned mixing weight to [0, 1], and passes its gradient through unchanged.
 
-    A clamp has none outside, so a weight that an optimiser's momentum carried below 0 would stay
-    there for good.
+    Outside [0, 1] the gradient of a plain clamp is 0: a weight that an optimiser's momentum carried
+    below 0 would stay there for good.
     """
     return x + (x.clamp(0.0, 1.0) - x).detach()

@@ -1,4 +1,4 @@
-"""The paper's equations as they are printed: slow, differentiable, the yardstick of the tests.
+"""The paper's equations as printed: slow, differentiable, and what the tests compare with.
 
 A^k_in = alpha * A^{k-1} + (1 - alpha) * logits^k
 A^k    = beta * ReLU(Conv(A^k_in)) + (1 - beta) * A^k_in
@@ -22,7 +22,7 @@ def mix(attn_logits: Tensor, prev_attn_logits: Tensor, alpha: float) -> Tensor:
 
 
 def convolve(a_in: Tensor, weight: Tensor, bias: Tensor, window: str) -> Tensor:
-    """Conv of equation 2, summed up shift by shift: (B, H, T, S)."""
+    """Conv of equation 2, as a sum over shifted maps: (B, H, T, S)."""
     queries, keys = a_in.shape[-2:]
     size = weight.shape[-1]
     # (rows above, columns to the left) of the cell that the window starts at.
@@ -51,7 +51,7 @@ def evolve(
     """A^k of equation 2: (B, H, T, S)."""
     a_in = mix(attn_logits, prev_attn_logits, alpha)
     if mask is not None:
-        # Beyond its border a convolution reads zeros, so a cell that does not exist is zero too.
+        # A convolution reads zeros beyond the border, so cells that do not exist are zero too.
         a_in = torch.where(mask, torch.zeros_like(a_in), a_in)
     return beta * F.relu(convolve(a_in, weight, bias, window)) + (1 - beta) * a_in
 

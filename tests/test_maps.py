@@ -147,7 +147,7 @@ def test_what_cannot_be_collected_says_so():
     message = "model must have attentions of this project"
     with pytest.raises(ValueError, match=message), collect_maps(plain):
         pass
-    with pytest.raises(ValueError, match="model was not run"), collect_maps(vit()):
+    with pytest.raises(ValueError, match="model did not run"), collect_maps(vit()):
         pass
 
 
