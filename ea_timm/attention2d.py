@@ -13,6 +13,7 @@ from timm.models import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ea_timm.evolved import Evolved, map_before
 from evolving_attention import AttentionEvolution, AttentionProbe
 from evolving_attention.checks import check_count
 
@@ -155,21 +156,19 @@ class EvolvingAttention2d(nn.Module):
             lecun_normal_(convolution.weight)
             nn.init.zeros_(convolution.bias)
 
-    def forward(
-        self, x: Tensor, prev_attn_logits: Optional[Tensor] = None
-    ) -> Tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, prev_attn_logits: Optional[Tensor] = None) -> Evolved:
         """Output and map to hand on.
 
         Args:
             x: (batch, in_channels, height, width).
             prev_attn_logits: the map of the block before, (batch, heads, H * W, H * W) for a
-                pooled height H and width W; None is plain attention.
+                pooled height H and width W. Without `evolution` it is not read and may be None.
 
         Returns:
             (batch, value_channels, height / stride, width / stride), and the map.
 
         Raises:
-            ValueError: `prev_attn_logits` has another number of pixels.
+            ValueError: `prev_attn_logits` has another number of pixels, or is missing.
         """
         if self.stride == 2:
             x = pool(x)
@@ -186,8 +185,8 @@ class EvolvingAttention2d(nn.Module):
         v = v.reshape(B, heads, self.value_channels // heads, H * W)
 
         attn_logits = q.flatten(2, 3) @ k + self.position(q)  # (B, heads, H * W, H * W)
-        if self.evolution is not None and prev_attn_logits is not None:
-            attn_logits = self.evolution(attn_logits, prev_attn_logits)
+        if self.evolution is not None:
+            attn_logits = self.evolution(attn_logits, map_before(prev_attn_logits))
         attn_probs = self.probe(attn_logits.softmax(dim=-1), attn_logits)
         attn_probs = self.attn_drop(attn_probs)
         x = v @ attn_probs.transpose(2, 3)  # (B, heads, channels, H * W)
@@ -195,7 +194,7 @@ class EvolvingAttention2d(nn.Module):
         x = self.proj(x.reshape(B, self.value_channels, H, W))
         if self.downsample:
             x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
-        return x, attn_logits
+        return Evolved(x, attn_logits)
 
 
 def pool(x: Tensor) -> Tensor:
@@ -268,9 +267,8 @@ class AugmentedConv2d(nn.Module):
         # As timm's ResNet does with every convolution.
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(
-        self, x: Tensor, prev_attn_logits: Optional[Tensor] = None
-    ) -> Tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, prev_attn_logits: Optional[Tensor] = None) -> Evolved:
         """Features (batch, channels, height, width) and map, see :class:`EvolvingAttention2d`."""
+        convolved = self.conv(x)
         attended, attn_logits = self.attn(x, prev_attn_logits)
-        return torch.cat([self.conv(x), attended], dim=1), attn_logits
+        return Evolved(torch.cat([convolved, attended], dim=1), attn_logits)

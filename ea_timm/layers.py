@@ -1,13 +1,14 @@
 """timm's self-attention and transformer block, with a map that comes in and goes out."""
 
-from typing import Optional, Tuple
+from typing import Optional
 
 import torch
 from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask
 from timm.models import register_notrace_function
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, nn
 
+from ea_timm.evolved import Evolved, HandsMapOn, check_features, map_before, run_block
 from evolving_attention import AttentionEvolution, AttentionProbe
 from evolving_attention.checks import check_count, expands_to
 
@@ -105,13 +106,13 @@ class EvolvingAttention(Attention):
         prev_attn_logits: Optional[Tensor] = None,
         attn_mask: Optional[Tensor] = None,
         is_causal: bool = False,
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> Evolved:
         """As in timm, besides:
 
         Args:
             x: (batch, tokens, dim).
-            prev_attn_logits: the map of the layer before, (batch, heads, tokens, tokens); None
-                is plain attention, as always in the first layer.
+            prev_attn_logits: the map of the layer before, (batch, heads, tokens, tokens). Without
+                `evolution`, as in the first layer, it is not read and may be None.
             attn_mask: bool, True where a query sees a key, or added for the softmax;
                 broadcastable to (batch, heads, tokens, tokens). A token that no query sees has
                 no influence at all. Where queries see different keys the convolution still reads
@@ -122,7 +123,7 @@ class EvolvingAttention(Attention):
             The output, (batch, tokens, dim), and the map to hand on.
 
         Raises:
-            ValueError: masks of a wrong dtype or shape, or a map of another shape.
+            ValueError: masks of a wrong dtype or shape, or a map of another shape or none.
         """
         B, N, _ = x.shape
         gate = self.gate(x).sigmoid() if self.gate is not None else None
@@ -132,7 +133,8 @@ class EvolvingAttention(Attention):
 
         attn_logits = (q * self.scale) @ k.transpose(-2, -1)  # (B, H, N, N)
         attn_bias = bias_of(attn_logits, attn_mask, is_causal)
-        if self.evolution is not None and prev_attn_logits is not None:
+        if self.evolution is not None:
+            prev_attn_logits = map_before(prev_attn_logits)
             attn_logits = self.evolution(
                 attn_logits, prev_attn_logits, absent_cells(attn_bias), window_of(is_causal)
             )
@@ -144,10 +146,10 @@ class EvolvingAttention(Attention):
         x = self.norm(x)
         if gate is not None:
             x = x * gate
-        return self.proj_drop(self.proj(x)), attn_logits
+        return Evolved(self.proj_drop(self.proj(x)), attn_logits)
 
 
-class EvolvingBlock(Block):
+class EvolvingBlock(Block, HandsMapOn):
     """timm's transformer block, which takes the map of the block before and hands its own on.
 
     Args:
@@ -190,9 +192,43 @@ class EvolvingBlock(Block):
         prev_attn_logits: Optional[Tensor] = None,
         attn_mask: Optional[Tensor] = None,
         is_causal: bool = False,
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> Evolved:
         """Tokens and map; arguments as in :meth:`EvolvingAttention.forward`."""
+        if not torch.jit.is_scripting():
+            check_features(x)
         attended, attn_logits = self.attn(self.norm1(x), prev_attn_logits, attn_mask, is_causal)
         x = x + self.drop_path1(self.ls1(attended))
         x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        return x, attn_logits
+        return Evolved(x, attn_logits)
+
+
+class EvolvingBlocks(nn.Sequential):
+    """Blocks in sequence, which take tokens and return tokens; the maps stay inside."""
+
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Optional[Tensor] = None,
+        is_causal: bool = False,
+        checkpointing: bool = False,
+    ) -> Tensor:
+        """Tokens (batch, tokens, dim) after all blocks.
+
+        Args:
+            x: any tokens, such as those that a masked autoencoder keeps.
+            attn_mask, is_causal: as in :meth:`EvolvingAttention.forward`.
+            checkpointing: recompute each block in the backward pass.
+
+        Raises:
+            TypeError: a block takes no map or hands none on.
+            ValueError: the first block evolves, as that of ``blocks[3:]`` does.
+        """
+        attn_logits: Optional[Tensor] = None
+        for block in self:
+            if torch.jit.is_scripting():
+                x, attn_logits = block(x, attn_logits, attn_mask, is_causal)
+            else:
+                x, attn_logits = run_block(
+                    block, checkpointing, x, attn_logits, attn_mask, is_causal
+                )
+        return x

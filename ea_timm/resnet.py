@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple
-from timm.models import checkpoint, checkpoint_seq, generate_default_cfgs
+from timm.models import checkpoint_seq, generate_default_cfgs
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_args
 from timm.models.resnet import Bottleneck, ResNet
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 
 from ea_timm.attention2d import AugmentedConv2d
 from ea_timm.builder import entrypoint
+from ea_timm.evolved import Evolved, HandsMapOn, check_features, run_block
 from ea_timm.model import EvolvingModel, complete_options
 from evolving_attention import AttentionEvolution
 from evolving_attention.checks import check_unit_interval, is_a
 
 
-class EvolvingBottleneck(Bottleneck):
+class EvolvingBottleneck(Bottleneck, HandsMapOn):
     """timm's bottleneck, which takes the map of the block before and hands its own on.
 
     Its `conv2` is to be an :class:`AugmentedConv2d`.
     """
 
-    def forward(
-        self, x: Tensor, prev_attn_logits: Optional[Tensor] = None
-    ) -> Tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, prev_attn_logits: Optional[Tensor] = None) -> Evolved:
         """Features and map; `prev_attn_logits` as in :class:`EvolvingAttention2d`."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-
+        if not torch.jit.is_scripting():
+            check_features(x)
+        shortcut = x
         x = self.act1(self.bn1(self.conv1(x)))
         x, attn_logits = self.conv2(x, prev_attn_logits)
         x = self.aa(self.act2(self.drop_block(self.bn2(x))))
@@ -40,22 +40,52 @@ class EvolvingBottleneck(Bottleneck):
             x = self.se(x)
         if self.drop_path is not None:
             x = self.drop_path(x)
-        return self.act3(x + shortcut), attn_logits
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        return Evolved(self.act3(x + shortcut), attn_logits)
 
 
 class EvolvingStage(nn.Sequential):
-    """Blocks in sequence, the map going from one to the next beside the features."""
+    """Blocks in sequence, the map going from one to the next beside the features.
 
-    def forward(
-        self, x: Tensor, attn_logits: Optional[Tensor] = None, checkpointing: bool = False
-    ) -> Tuple[Tensor, Optional[Tensor]]:
-        """Features and map, after all blocks; with `checkpointing` each is recomputed."""
-        for block in self:
-            if checkpointing and not torch.jit.is_scripting():
-                x, attn_logits = checkpoint(block, x, attn_logits)
-            else:
+    Called with features only, as in a Sequential of the model's children, it returns features only,
+    on which the map travels to the next stage as their attribute `attn_logits`. If it is lost on
+    the way, that stage raises an error.
+    """
+
+    def forward(  # no annotation of the result: in TorchScript it is always an Evolved
+        self,
+        x: Tensor,
+        attn_logits: Optional[Tensor] = None,
+        with_map: bool = False,
+        checkpointing: bool = False,
+    ):
+        """Features after all blocks; with the map, an :class:`Evolved`, if `with_map` or scripted.
+
+        Args:
+            x: (batch, channels, height, width).
+            attn_logits: the map of the stage before; None is the one that came with `x`, if any.
+            with_map: return the map beside the features, as the model has its stages do.
+            checkpointing: recompute each block in the backward pass.
+
+        Raises:
+            TypeError: a block takes no map or hands none on.
+            ValueError: the first block evolves, and no map came.
+        """
+        if torch.jit.is_scripting():
+            for block in self:
                 x, attn_logits = block(x, attn_logits)
-        return x, attn_logits
+            return Evolved(x, attn_logits)
+        else:
+            check_features(x)
+            if attn_logits is None and not with_map:
+                attn_logits = x.__dict__.get("attn_logits")
+            for block in self:
+                x, attn_logits = run_block(block, checkpointing, x, attn_logits)
+            if with_map:
+                return Evolved(x, attn_logits)
+            x.attn_logits = attn_logits
+            return x
 
 
 class EvolvingResNet(ResNet, EvolvingModel):
@@ -166,9 +196,9 @@ class EvolvingResNet(ResNet, EvolvingModel):
         """Features (batch, channels, height, width) of images, before the pooling."""
         attn_logits: Optional[Tensor] = None
         x = self.first_stage(self.maxpool(self.stem(x)))
-        x, attn_logits = self.layer2(x, attn_logits, self.grad_checkpointing)
-        x, attn_logits = self.layer3(x, attn_logits, self.grad_checkpointing)
-        x, attn_logits = self.layer4(x, attn_logits, self.grad_checkpointing)
+        x, attn_logits = self.layer2(x, attn_logits, True, self.grad_checkpointing)
+        x, attn_logits = self.layer3(x, attn_logits, True, self.grad_checkpointing)
+        x, attn_logits = self.layer4(x, attn_logits, True, self.grad_checkpointing)
         return x
 
     def forward_intermediates(
@@ -194,16 +224,16 @@ class EvolvingResNet(ResNet, EvolvingModel):
             x = self.first_stage(x)
             if 1 in take_indices:
                 intermediates.append(x)
-        if last >= 2:
-            x, attn_logits = self.layer2(x, attn_logits, self.grad_checkpointing)
+        if last >= 2:  # TorchScript knows no loop over modules in a tuple
+            x, attn_logits = self.layer2(x, attn_logits, True, self.grad_checkpointing)
             if 2 in take_indices:
                 intermediates.append(x)
         if last >= 3:
-            x, attn_logits = self.layer3(x, attn_logits, self.grad_checkpointing)
+            x, attn_logits = self.layer3(x, attn_logits, True, self.grad_checkpointing)
             if 3 in take_indices:
                 intermediates.append(x)
         if last >= 4:
-            x, attn_logits = self.layer4(x, attn_logits, self.grad_checkpointing)
+            x, attn_logits = self.layer4(x, attn_logits, True, self.grad_checkpointing)
             if 4 in take_indices:
                 intermediates.append(x)
         if intermediates_only:

@@ -3,16 +3,16 @@
 from functools import partial
 from typing import Any, Dict, List, Optional, Tuple, Type, Union
 
-import torch
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import LayerType, PatchDropout
-from timm.models import checkpoint, generate_default_cfgs
+from timm.models import generate_default_cfgs
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from ea_timm.builder import entrypoint
-from ea_timm.layers import EvolvingAttention, EvolvingBlock
+from ea_timm.evolved import run_block
+from ea_timm.layers import EvolvingAttention, EvolvingBlock, EvolvingBlocks
 from ea_timm.model import EvolvingModel, complete_options
 
 
@@ -56,8 +56,7 @@ class EvolvingVisionTransformer(VisionTransformer, EvolvingModel):
         if isinstance(self.patch_drop, PatchDropout):
             # The convolution reads neighbours: the patches that are left must stay in order.
             self.patch_drop.ordered = True
-        # Blocks of two values have no place in a Sequential; the names of weights are the same.
-        self.blocks = nn.ModuleList(self.blocks)
+        self.blocks = EvolvingBlocks(*self.blocks)
         self.remember(alpha, beta, kernel_size)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -68,13 +67,7 @@ class EvolvingVisionTransformer(VisionTransformer, EvolvingModel):
         self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False
     ) -> Tensor:
         """Tokens (batch, tokens, embed_dim) of images (batch, channels, height, width)."""
-        x = self.embed(x)
-        attn_logits: Optional[Tensor] = None
-        for blk in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, attn_logits = checkpoint(blk, x, attn_logits, attn_mask, is_causal)
-            else:
-                x, attn_logits = blk(x, attn_logits, attn_mask, is_causal)
+        x = self.blocks(self.embed(x), attn_mask, is_causal, self.grad_checkpointing)
         return self.norm(x)
 
     def forward_intermediates(
@@ -99,10 +92,9 @@ class EvolvingVisionTransformer(VisionTransformer, EvolvingModel):
         taken = []
         attn_logits: Optional[Tensor] = None
         for i, blk in enumerate(self.blocks[: max_index + 1] if stop_early else self.blocks):
-            if self.grad_checkpointing:
-                x, attn_logits = checkpoint(blk, x, attn_logits, attn_mask, is_causal)
-            else:
-                x, attn_logits = blk(x, attn_logits, attn_mask, is_causal)
+            x, attn_logits = run_block(
+                blk, self.grad_checkpointing, x, attn_logits, attn_mask, is_causal
+            )
             if i in take_indices:
                 taken.append(self.norm(x) if norm else x)
 

@@ -305,7 +305,8 @@ def test_drop_block_and_dropout_of_attention():
     model = create(drop_block_rate=0.9, layers=(1, 1, 2, 2)).train()
     x = torch.randn(2, 1024, 8, 8)
     block = model.layer3[1]
-    assert not torch.equal(block(x)[0], block(x)[0])
+    map_before = torch.randn(2, 8, 64, 64)
+    assert not torch.equal(block(x, map_before)[0], block(x, map_before)[0])
 
 
 def test_initial_weights_are_those_of_the_official_code():

@@ -308,14 +308,14 @@ def test_drop_path_and_dropout_are_in_use():
     model = create(drop_path_rate=0.5, attn_drop_rate=0.5).train()
     assert model.blocks[2].attn.attn_drop.p == 0.5
     assert model.blocks[2].drop_path1.drop_prob == 0.5
-    block, x = model.blocks[2], torch.randn(2, 17, 192)
+    block, x, map_before = model.blocks[2], torch.randn(2, 17, 192), torch.randn(2, 3, 17, 17)
     block.attn.attn_drop.p = 0.0
     for path, other, branch in (
         (block.drop_path1, block.drop_path2, lambda: block.mlp(block.norm2(x))),
-        (block.drop_path2, block.drop_path1, lambda: block.attn(block.norm1(x))[0]),
+        (block.drop_path2, block.drop_path1, lambda: block.attn(block.norm1(x), map_before)[0]),
     ):
         path.drop_prob, other.drop_prob = 1.0, 0.0  # its branch is gone, the other stays
-        torch.testing.assert_close(block(x)[0], x + branch())
+        torch.testing.assert_close(block(x, map_before)[0], x + branch())
 
 
 def test_gate_and_dropouts_are_timms():

@@ -1,0 +1,85 @@
+"""What passes between the blocks of a network whose attention maps evolve."""
+
+from typing import Any, NamedTuple, Optional
+
+from timm.models import checkpoint
+from timm.models.resnet import BasicBlock, Bottleneck
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+class Evolved(NamedTuple):
+    """What every block returns: ``x, attn_logits = block(x, attn_logits)``.
+
+    To a hook that expects timm's output it looks like the features: ``output.detach()``,
+    ``output[:, 0]`` and the like are theirs. ``output[0]`` is all of the features, as in any tuple.
+
+    Attributes:
+        features: what timm's block returns.
+        attn_logits: the map to hand on, (batch, heads, tokens, tokens); None if no attention has
+            been passed.
+    """
+
+    features: Tensor
+    attn_logits: Optional[Tensor]
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes and methods of the features; Python's own protocols are the tuple's."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.features, name)
+
+    def __getitem__(self, index: Any) -> Any:
+        """A member of the tuple; by an index that no tuple takes, part of the features."""
+        return self.features[index] if isinstance(index, tuple) else tuple.__getitem__(self, index)
+
+
+class HandsMapOn:
+    """Marks the blocks that take a map and return an :class:`Evolved`."""
+
+
+def run_block(
+    block: nn.Module, checkpointing: bool, x: Tensor, attn_logits: Optional[Tensor], *args: Any
+) -> Evolved:
+    """``block(x, attn_logits, *args)``, recomputed in the backward pass with `checkpointing`.
+
+    Raises:
+        TypeError: the block takes no map, or hands none on.
+    """
+    takes_a_map = isinstance(block, HandsMapOn) or not isinstance(
+        block, (Block, BasicBlock, Bottleneck)
+    )
+    if takes_a_map:
+        if checkpointing:
+            evolved = checkpoint(block, x, attn_logits, *args)
+        else:
+            evolved = block(x, attn_logits, *args)
+        if not isinstance(evolved, Tensor):  # it would be split into the images of its batch
+            return evolved
+    raise TypeError(
+        f"{type(block).__name__} in the place of a block takes no attention map or returns none. A "
+        "block that replaces another must be a subclass of it, or wrap it, and return what it "
+        "returns: features and map. See docs/timm.md"
+    )
+
+
+def check_features(x: Tensor) -> None:
+    """Raises TypeError where a block or stage is given the pair that the one before returned."""
+    if isinstance(x, tuple):
+        raise TypeError(
+            "got features and attention map as one argument: call "
+            "`x, attn_logits = block(x, attn_logits)`, or all blocks together, "
+            "`model.blocks(x)` of a ViT, `model.layer3(x)` of a ResNet. See docs/timm.md"
+        )
+
+
+def map_before(prev_attn_logits: Optional[Tensor]) -> Tensor:
+    """The map of the layer before; ValueError if it has been lost on the way."""
+    if prev_attn_logits is None:
+        raise ValueError(
+            "this attention evolves the map of the layer before, which did not come with the "
+            "features: call `x, attn_logits = block(x, attn_logits)`, or the model as a whole "
+            "(features_only=True, forward_intermediates), or set `evolution = None` in this "
+            "attention to make it plain. See docs/timm.md"
+        )
+    return prev_attn_logits
