@@ -76,7 +76,7 @@ def check_weights(
     """The weights fit each other and the heads, and alpha and beta are in range."""
     if (weight is None) != (bias is None):
         raise ValueError("weight and bias must both be given, or neither")
-    if weight is not None:
+    if weight is not None and bias is not None:
         kernel_size = weight.size(-1) if weight.dim() == 4 else 0
         if weight.shape != (heads, heads, kernel_size, kernel_size) or bias.shape != (heads,):
             raise ValueError(

@@ -12,15 +12,19 @@ import os
 import signal
 import tempfile
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Callable, Iterable, Iterator, Optional, Tuple
+from typing import IO, Any, Callable, Deque, Iterable, Iterator, List, Optional, Tuple, TypeVar
 
 SNIFF = 8000  # bytes read from a file to tell its encoding
 BLOCK = 1000  # items handed to a process at a time
 PART = ".evolving-attention-"  # prefix of the temporary folders that hold unfinished output
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class DataError(Exception):
@@ -88,7 +92,9 @@ def wide_encoding(head: bytes) -> Optional[str]:
     return None
 
 
-def in_processes(make: Callable[[], Callable], items: Iterable, workers: int) -> Iterator:
+def in_processes(
+    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
     """Applies a function to the items in `workers` processes and yields the results in order.
 
     Each process calls `make()` once to get the function. Only a few blocks of items are in memory
@@ -96,10 +102,11 @@ def in_processes(make: Callable[[], Callable], items: Iterable, workers: int) ->
     if workers == 1:
         yield from map(make(), items)
         return
-    items, pending = iter(items), deque()
+    rest = iter(items)
+    pending: Deque[Future[List[Result]]] = deque()
     try:
         with ProcessPoolExecutor(workers, initializer=_begin, initargs=(make,)) as pool:
-            for block in iter(lambda: list(islice(items, BLOCK)), []):
+            for block in iter(lambda: list(islice(rest, BLOCK)), []):
                 pending.append(pool.submit(_work, block))
                 if len(pending) > 4 * workers:
                     yield from pending.popleft().result()
@@ -110,13 +117,16 @@ def in_processes(make: Callable[[], Callable], items: Iterable, workers: int) ->
         raise DataError(message) from None
 
 
-def _begin(make: Callable[[], Callable]) -> None:
+_function: Callable[[Any], Any]  # of a worker process
+
+
+def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent reports Ctrl-C
     _function = make()
 
 
-def _work(block: list) -> list:
+def _work(block: List[Any]) -> List[Any]:
     return [_function(item) for item in block]
 
 

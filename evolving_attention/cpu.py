@@ -4,7 +4,7 @@ oneDNN's convolution of channels-first tensors is made for many channels. Here t
 in memory, and several neighbouring keys are computed at once, as channels of a wider window.
 """
 
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,8 @@ def relu_conv(a_in: Tensor, weight: Tensor, bias: Tensor, padding: Tuple[int, in
     if torch.is_autocast_enabled("cpu") and a_in.dtype != torch.float64:  # as autocast does
         dtype = torch.get_autocast_dtype("cpu")
         a_in, weight, bias = a_in.to(dtype), weight.to(dtype), bias.to(dtype)
-    return ReLUConv.apply(a_in, weight, bias, padding)
+    refined: Tensor = ReLUConv.apply(a_in, weight, bias, padding)
+    return refined
 
 
 def in_graph() -> bool:
@@ -97,17 +98,17 @@ class ReLUConv(torch.autograd.Function):
             return conv_heads_last(a_in, weight, bias, padding).relu_()
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Tensor) -> None:
         a_in, weight, _, ctx.padding = inputs
         ctx.save_for_backward(a_in, weight, output > 0)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         with torch.autocast("cpu", enabled=False):
             return *ReLUConv.gradients(ctx, grad), None
 
     @staticmethod
-    def gradients(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def gradients(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         a_in, weight, positive = ctx.saved_tensors
         top, left = ctx.padding
         heads, reach = weight.size(0), weight.size(3) - 1

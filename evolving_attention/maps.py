@@ -1,7 +1,7 @@
 """Collects the attention maps of a model from any toolkit."""
 
 from contextlib import contextmanager
-from typing import Callable, Iterator, List, NamedTuple
+from typing import Any, Callable, Iterator, List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,8 @@ def collect_maps(model: nn.Module) -> Iterator[List[AttentionMap]]:
     """
     maps: List[AttentionMap] = []
 
-    def hook_of(name: str) -> Callable:
-        def hook(probe: nn.Module, args: tuple, attn_probs: Tensor) -> None:
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(probe: nn.Module, args: Tuple[Any, ...], attn_probs: Tensor) -> None:
             maps.append(AttentionMap(name, args[1], attn_probs))
 
         return hook

@@ -1,7 +1,18 @@
 """The evolving part of one attention layer: its weights, its options and its decoding step."""
 
 import math
-from typing import Any, Collection, Dict, Final, List, Mapping, Optional, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Collection,
+    Dict,
+    Final,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+    Union,
+)
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +61,11 @@ class AttentionEvolution(nn.Module):
     learnable: Final[bool]
     num_heads: Final[int]
     window: Final[str]
+    alpha: Tensor
+    beta: Tensor
+    if TYPE_CHECKING:  # TorchScript would hold that these may be None in a layer that has them
+        weight: Optional[nn.Parameter]
+        bias: Optional[nn.Parameter]
 
     def __init__(
         self,
@@ -72,7 +88,7 @@ class AttentionEvolution(nn.Module):
         self.window = window
         self.learnable = learnable
         self.mixing = (float(alpha), float(beta))
-        factory = {"device": device, "dtype": dtype}
+        factory: Dict[str, Any] = {"device": device, "dtype": dtype}
         for name in ("alpha", "beta"):
             if learnable:
                 self.register_parameter(name, nn.Parameter(torch.empty(1, **factory)))
@@ -90,7 +106,7 @@ class AttentionEvolution(nn.Module):
     def reset_parameters(self) -> None:
         """Initialises the convolution as :class:`torch.nn.Conv2d` does; resets alpha and beta."""
         self.reset_mixing()
-        if self.weight is not None:
+        if self.weight is not None and self.bias is not None:
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
