@@ -2,15 +2,18 @@
 
     python -m ea_timm.run validate.py DATA --model ea_deit_small --checkpoint model_best.pth.tar
 
-For validate.py, benchmark.py, inference.py and onnx_export.py, which import no other modules;
-train.py has ``--device-modules ea_timm`` of its own. On many GPUs: ``torchrun ... -m ea_timm.run``.
+For validate.py, benchmark.py, inference.py and onnx_export.py, which import no other modules, and
+for bulk_runner.py, which starts them; train.py has ``--device-modules ea_timm`` of its own. On many
+GPUs: ``torchrun ... -m ea_timm.run``.
 """
 
+import os
 import runpy
 import sys
 from pathlib import Path
 
-import ea_timm  # noqa: F401 (registers the models)
+import ea_timm  # registers the models
+import ea_timm.children
 
 
 def main() -> None:
@@ -21,11 +24,17 @@ def main() -> None:
     if not script.is_file():
         sys.exit(
             f"{script} is no file: the first argument must be the path of one of timm's scripts "
-            "(validate.py, benchmark.py, inference.py, onnx_export.py); they are in timm's source, "
-            "https://github.com/huggingface/pytorch-image-models, not in its wheel"
+            "(validate.py, benchmark.py, inference.py, onnx_export.py, bulk_runner.py). They are "
+            "in timm's source, https://github.com/huggingface/pytorch-image-models, not in its "
+            "wheel"
         )
     del sys.argv[0]
     sys.path[0] = str(script.parent.resolve())  # as python SCRIPT.py sets it
+    # The processes that the script starts find the module that registers the models there too,
+    # and, behind all else, this package.
+    registering, package = (Path(x.__path__[0]) for x in (ea_timm.children, ea_timm))
+    paths = [str(registering), os.environ.get("PYTHONPATH", ""), str(package.parent)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -40,6 +40,43 @@ def test_a_script_runs_as_it_does_by_itself_with_the_models_registered(tmp_path)
     assert models == "['ea_resnet50', 'ea_resnet101', 'ea_resnet152']"
 
 
+LAUNCHER = """
+import multiprocessing, subprocess, sys, timm
+
+def models():
+    print(timm.list_models("ea_resnet*"))
+
+if __name__ == "__main__":
+    for child in sys.argv[1:]:  # as timm's bulk_runner.py starts its scripts
+        print(subprocess.check_output((sys.executable, "-u", child)).decode(), end="", flush=True)
+    process = multiprocessing.get_context("spawn").Process(target=models)
+    process.start()
+    process.join()
+"""
+
+
+def test_the_processes_that_a_script_starts_know_the_models(tmp_path):
+    """Also from a directory where ``ea_timm`` cannot be imported; and nothing else changes."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import sys; sys.theirs = True")
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    (tmp_path / "child.py").write_text(
+        "import sys; print('timm' in sys.modules, sys.theirs); import timm.models\n"
+        "print(timm.list_models('ea_resnet*'))"
+    )
+    (tmp_path / "plain.py").write_text("import sys; print('ea_timm' in sys.modules)")
+    env = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    command = "import sys; sys.path.insert(0, sys.argv.pop(1)); import ea_timm.run as r; r.main()"
+    command = [sys.executable, "-c", command, ROOT, "launcher.py", "child.py", "plain.py"]
+    run = subprocess.run(
+        list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr
+    models = "['ea_resnet50', 'ea_resnet101', 'ea_resnet152']"
+    assert run.stdout.splitlines() == ["False True", models, "False", models]
+
+
 def test_bad_use_of_the_door_says_what_is_right(tmp_path):
     run = python("-m", "ea_timm.run", cwd=tmp_path)
     assert run.returncode != 0 and "usage: python -m ea_timm.run SCRIPT.py" in run.stderr
