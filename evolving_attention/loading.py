@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Collection, Dict, Mapping, Tuple
 
 from torch import Tensor, nn
 
-from evolving_attention.modules import AttentionEvolution
+from evolving_attention.modules import AttentionEvolution, is_number, shortest_number
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +17,8 @@ class StartsFromPlainWeights(nn.Module):
     part, ``strict=True`` keeps the part's initial values and logs one warning; if it has only some
     of them, loading fails. With ``strict=False``, PyTorch lists all of them in `missing_keys`.
 
+    Loading the weights of an evolving model into one that does not evolve fails, too.
+
     Attributes:
         fresh_parts: names of the submodules that the plain model does not have.
     """
@@ -26,10 +28,32 @@ class StartsFromPlainWeights(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As in PyTorch, except for the fresh parts."""
+        """As in PyTorch, except for the fresh parts.
+
+        Raises:
+            RuntimeError: also if only the checkpoint's maps evolve, and not the model's.
+        """
         if strict:
+            self.check_evolution(state_dict)
             state_dict = self.with_fresh_parts(state_dict)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def check_evolution(self, state_dict: Mapping[str, Any]) -> None:
+        """Raises RuntimeError if only the checkpoint's maps evolve, and not the model's."""
+        parts = {key.rpartition(".")[0] for key in state_dict if ".evolution." in f".{key}"}
+        if not parts or any(isinstance(module, AttentionEvolution) for module in self.modules()):
+            return
+        part = min(parts)
+        numbers = [state_dict.get(f"{part}.{name}") for name in ("alpha", "beta")]
+        trained = "evolving attention"
+        if all(is_number(number) for number in numbers):
+            alpha, beta = map(shortest_number, numbers)
+            trained = f"alpha={alpha}, beta={beta}"
+        raise RuntimeError(
+            f"the checkpoint was trained with {trained} (it has {part}), but this "
+            f"{type(self).__name__} was made with alpha=0.0, beta=0.0: make it with the "
+            "checkpoint's alpha and beta"
+        )
 
     def with_fresh_parts(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
         """The state dict, with the initial values of the fresh parts that it has nothing of."""

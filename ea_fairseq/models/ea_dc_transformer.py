@@ -7,6 +7,7 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
 from ea_fairseq.models.options import EvolutionConfig, check_evolution
+from evolving_attention.loading import StartsFromPlainWeights
 
 
 @dataclass
@@ -47,7 +48,7 @@ class EADCTransformerConfig(EvolutionConfig):
 
 
 @register_model("ea_dc_transformer", dataclass=EADCTransformerConfig)
-class EADCTransformerModel(BaseFairseqModel):
+class EADCTransformerModel(BaseFairseqModel, StartsFromPlainWeights):
     """The network of :mod:`ea_aeon.network` as a fairseq model, for the ``time_series`` task."""
 
     def __init__(self, network: nn.Module) -> None:

@@ -22,6 +22,7 @@ from ea_fairseq.models.options import (
     register_architecture,
 )
 from ea_fairseq.modules import EvolvingTransformerEncoder
+from evolving_attention.loading import StartsFromPlainWeights
 
 
 class EvolvingRobertaEncoder(RobertaEncoder):
@@ -37,7 +38,7 @@ class EvolvingRobertaEncoder(RobertaEncoder):
 
 
 @register_model("ea_roberta")
-class EARobertaModel(RobertaModel):
+class EARobertaModel(RobertaModel, StartsFromPlainWeights):
     """fairseq's RoBERTa whose attention maps evolve from layer to layer.
 
     Every option and method of :class:`fairseq.models.roberta.RobertaModel`, its hub interface and

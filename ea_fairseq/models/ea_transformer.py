@@ -19,6 +19,7 @@ from ea_fairseq.models.options import (
     register_architecture,
 )
 from ea_fairseq.modules import EvolvingTransformerDecoder, EvolvingTransformerEncoder
+from evolving_attention.loading import StartsFromPlainWeights
 
 ATTENTIONS = ("encoder", "decoder", "cross")
 
@@ -59,7 +60,7 @@ def check_config(cfg: EATransformerConfig) -> None:
 
 
 @register_model("ea_transformer")
-class EATransformerModel(TransformerModel):
+class EATransformerModel(TransformerModel, StartsFromPlainWeights):
     """fairseq's transformer whose attention maps evolve from layer to layer.
 
     Every option and method of :class:`fairseq.models.transformer.TransformerModel`, besides the

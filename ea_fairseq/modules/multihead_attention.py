@@ -207,27 +207,11 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         return self.reorder_plain_state(incremental_state, new_order)
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
-        """Takes the weights of a plain, or otherwise evolving, attention over.
-
-        If the checkpoint has no evolution here, its weights stay fresh (of a learnable one, alpha
-        and beta alone do too); if this attention has no use for what the checkpoint has (the first
-        of a stack after pruning, or one that evolves otherwise), that is dropped. Both are logged.
-        All else must match.
-        """
-        names = {f"{prefix}evolution.{name}" for name in ("weight", "bias", "alpha", "beta")}
-        mixing = {f"{prefix}evolution.{name}" for name in ("alpha", "beta")}
-        own = {}
-        if self.evolution is not None:
-            own = self.evolution.state_dict(prefix=f"{prefix}evolution.")
-        there = {key for key in state_dict if key.startswith(f"{prefix}evolution.")}
-        fresh = own.keys() - there
-        if not there or fresh == mixing:
-            state_dict.update({key: own[key] for key in fresh})
-            for key in sorted(fresh):
-                logger.info("not in the checkpoint, stays fresh: %s", key)
-        for key in sorted((there & names) - own.keys()):
-            logger.warning("not used by this model, dropped: %s", key)
-            del state_dict[key]
+        """Drops the evolution of a layer that became the first of its stack by pruning."""
+        if self.evolution is None:
+            for name in [key for key in state_dict if key.startswith(f"{prefix}evolution.")]:
+                logger.warning("%s is not used: the first layer has no previous map", name)
+                del state_dict[name]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _adaptive_prune_heads(self, reserve_head_index) -> None:
@@ -288,6 +272,10 @@ class PlainMultiheadAttention(EvolvingMultiheadAttention):
                 need_head_weights=need_head_weights,
             )
         return x, attn_probs, None
+
+    def _load_from_state_dict(self, *args) -> None:
+        # Unlike in the class above, weights of an evolution are unexpected here.
+        MultiheadAttention._load_from_state_dict(self, *args)
 
 
 def join_masks(attn_mask: Optional[Tensor], key_padding_mask: Optional[Tensor]) -> Optional[Tensor]:
