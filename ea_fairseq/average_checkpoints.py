@@ -8,26 +8,28 @@ import argparse
 import re
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from torch import Tensor
 
-import ea_fairseq  # noqa: F401 (makes the checkpoints loadable)
+from ea_fairseq.checkpoints import options_of
+from ea_fairseq.models.options import evolution_of
 from evolving_attention.commands import add_overwrite, check_output, whole_or_not_at_all
 
 
 def load(path: Path) -> Dict:
-    """The checkpoint at `path`, on the CPU; one that carries code is refused.
+    """The checkpoint at `path`, on the CPU.
 
     Raises:
-        ValueError: `path` is no checkpoint, or holds what none needs.
+        ValueError: `path` is no checkpoint, or holds objects that could run code.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(
-            f"{path} is no checkpoint, or carries code, which is refused (weights_only): {error}"
+            f"{path} is no checkpoint, or holds objects that torch may not load, since they could "
+            f"run code: {error}"
         ) from None
     except OSError:
         raise
@@ -45,16 +47,24 @@ def average_checkpoints(paths: List[Path]) -> Dict:
     Sums are taken in float64, and weights keep the type of the first checkpoint's.
 
     Raises:
-        ValueError: no path, or a checkpoint whose weights differ from the first's in name or
-            shape.
+        ValueError: no path, or a checkpoint of another model than the first: with weights of other
+            names or shapes, or trained with other options of the evolving attention.
     """
     if not paths:
         raise ValueError("no checkpoint to average")
     result = load(paths[0])
     shapes = {name: weight.shape for name, weight in result["model"].items()}
     sums: Dict[str, Tensor] = {name: w.double() for name, w in result["model"].items()}
+    evolution = evolution_of(options_of(result, "model"))
     for path in paths[1:]:
-        weights = load(path)["model"]
+        state = load(path)
+        weights = state["model"]
+        other = evolution_of(options_of(state, "model"))
+        if other != evolution:
+            raise ValueError(
+                f"{path} was trained with {text_of(other)}, but {paths[0]} with "
+                f"{text_of(evolution)}: average only checkpoints of one model"
+            )
         if {name: weight.shape for name, weight in weights.items()} != shapes:
             raise ValueError(f"{path} holds other weights than {paths[0]}: not the same model")
         for name, weight in weights.items():
@@ -62,6 +72,11 @@ def average_checkpoints(paths: List[Path]) -> Dict:
     for name, weight in result["model"].items():
         result["model"][name] = (sums[name] / len(paths)).to(weight.dtype)
     return result
+
+
+def text_of(evolution: Dict[str, Any]) -> str:
+    """Options as they are given on the command line."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in evolution.items())
 
 
 def last_checkpoints(
@@ -79,22 +94,33 @@ def last_checkpoints(
     return [found[number] for number in sorted(found, reverse=True)[:count]]
 
 
-def best_checkpoints(paths: List[Path], count: int) -> List[Path]:
-    """The `count` best of checkpoints named as by --keep-best-checkpoints, lowest metric first.
+def best_checkpoints(paths: List[Path], count: int, maximize: bool) -> List[Path]:
+    """The `count` best of checkpoints with the names that --keep-best-checkpoints gives them.
+
+    Args:
+        maximize: the highest metric is the best, not the lowest.
 
     Raises:
-        ValueError: a checkpoint of another name.
+        ValueError: a checkpoint with another name, or with another metric than the first.
     """
-
-    def metric(path: Path) -> float:
-        try:
-            return float(path.stem.split("_")[-1])
-        except ValueError:
+    found: Dict[Path, float] = {}
+    metrics = set()
+    for path in paths:
+        match = re.fullmatch(r"checkpoint\.best_(.+)_(-?\d+(?:\.\d+)?)\.pt", path.name)
+        if not match:
             raise ValueError(
-                f"{path} must be named as checkpoint.best_loss_3.21.pt is, to tell which is best"
-            ) from None
+                f"{path} must be named like checkpoint.best_loss_3.21.pt, which says how good it is"
+            )
+        metrics.add(match[1])
+        found[path] = float(match[2])
+    if len(metrics) > 1:
+        raise ValueError(f"the checkpoints are named after several metrics: {sorted(metrics)}")
+    return sorted(paths, key=found.__getitem__, reverse=maximize)[:count]
 
-    return sorted(paths, key=metric)[:count]
+
+def maximizes(path: Path) -> bool:
+    """Whether the training that wrote the checkpoint took the highest metric for the best."""
+    return bool(options_of(load(path), "checkpoint").get("maximize_best_checkpoint_metric", False))
 
 
 def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
@@ -124,7 +150,8 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         "--num-best-checkpoints",
         type=int,
         metavar="N",
-        help="of the inputs checkpoint.best_METRIC_VALUE.pt the N with the lowest value",
+        help="the N best of the inputs, checkpoint.best_METRIC_VALUE.pt: those with the highest "
+        "value if they were trained with --maximize-best-checkpoint-metric, else with the lowest",
     )
     parser.add_argument(
         "--checkpoint-upper-bound",
@@ -174,7 +201,14 @@ def main(argv: Optional[List[str]] = None) -> None:
                 args.inputs[0], by_number, by_updates, args.checkpoint_upper_bound
             )
         elif args.num_best_checkpoints:
-            paths = best_checkpoints(args.inputs, args.num_best_checkpoints)
+            maximize = maximizes(args.inputs[0])
+            paths = best_checkpoints(args.inputs, args.num_best_checkpoints, maximize)
+            order = "highest" if maximize else "lowest"
+            option = "with" if maximize else "without"
+            print(
+                f"the best are those with the {order} metric, since {paths[0].name} was trained "
+                f"{option} --maximize-best-checkpoint-metric"
+            )
         print("averaging", *paths, sep="\n  ")
         averaged = average_checkpoints(paths)
     except (OSError, ValueError) as error:

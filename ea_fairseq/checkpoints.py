@@ -1,15 +1,16 @@
-"""Lets torch >= 2.6, which unpickles only what it knows, load fairseq's checkpoints."""
+"""fairseq's checkpoints: what torch >= 2.6 may unpickle, and the options that they hold."""
 
 import argparse
+from collections import OrderedDict
 from pickle import UnpicklingError
-from typing import Any, Tuple
+from typing import Any, Dict, Mapping, Tuple
 
 import numpy as np
 import torch
 
 
 class PickledDtype:
-    """Stands in for numpy's dtype, which believes whatever memory layout a pickle tells it."""
+    """Stands in for numpy's dtype, which trusts any memory layout that a pickle claims."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if code not in ("i8", "f8"):
@@ -27,7 +28,7 @@ class PickledArray(np.ndarray):
     def __setstate__(self, state: Tuple) -> None:
         _, shape, dtype, fortran_order, content = state
         if not isinstance(dtype, PickledDtype) or not isinstance(content, bytes):
-            raise UnpicklingError("a checkpoint's arrays hold numbers alone")
+            raise UnpicklingError("a checkpoint's arrays hold only numbers")
         super().__setstate__((1, shape, np.dtype(dtype.code), fortran_order, content))
 
     def __reduce_ex__(self, protocol: int) -> Any:
@@ -35,7 +36,7 @@ class PickledArray(np.ndarray):
 
 
 def empty_array(*_: Any) -> PickledArray:
-    """What a pickled array is before its content comes."""
+    """A pickled array before its content is set."""
     return np.empty(0, dtype=np.int8).view(PickledArray)
 
 
@@ -44,11 +45,27 @@ def number(dtype: PickledDtype, content: bytes) -> Any:
     return np.frombuffer(content, dtype=dtype.code, count=1)[0]
 
 
-def allow_checkpoints() -> None:
-    """Allows the few types that fairseq's checkpoints hold; all else stays refused.
+class PickledMeter(OrderedDict):
+    """A meter that fairseq <= 0.9 pickled, as a dictionary of its attributes."""
 
-    They are the options (a namespace) and, with --eval-bleu, n-gram counts and scores (numpy).
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.update(state)
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        return OrderedDict(self).__reduce_ex__(protocol)
+
+
+def allow_checkpoints() -> None:
+    """Lets torch.load read the few types that fairseq's checkpoints hold, and no others.
+
+    They are the options (a namespace); with --eval-bleu, n-gram counts and scores (numpy); and,
+    from fairseq <= 0.9, meters, whose module has had two names.
     """
+    meters = [
+        (PickledMeter, f"fairseq.{module}.{name}")
+        for module in ("meters", "logging.meters")
+        for name in ("AverageMeter", "TimeMeter", "StopwatchMeter")
+    ]
     torch.serialization.add_safe_globals(
         [
             # A pair: timm allows the bare type for each of its loads, and forbids it afterwards.
@@ -60,5 +77,17 @@ def allow_checkpoints() -> None:
             (empty_array, "numpy._core.multiarray._reconstruct"),
             (number, "numpy.core.multiarray.scalar"),
             (number, "numpy._core.multiarray.scalar"),
+            *meters,
         ]
     )
+
+
+def options_of(state: Mapping[str, Any], part: str) -> Dict[str, Any]:
+    """The options of `part` ("model" or "checkpoint") that a checkpoint was trained with.
+
+    A checkpoint of fairseq <= 0.10 has all options in one namespace.
+    """
+    options = state.get("args")
+    if options is None:
+        options = (state.get("cfg") or {}).get(part) or {}
+    return dict(vars(options) if isinstance(options, argparse.Namespace) else options)

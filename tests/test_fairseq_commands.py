@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
 
 import ea_fairseq.average_checkpoints as averaging
 from ea_fairseq.models.ea_transformer import EATransformerModel
@@ -216,7 +217,7 @@ def test_averaged_checkpoint(data, trained, tmp_path, capsys):
         (["--inputs", __file__], "is no checkpoint"),
         (["--inputs", "{trained}/checkpoint15.pt", "--num-best-checkpoints", "2"], "1 inputs"),
         (["--inputs", "{trained}/checkpoint15.pt", "--checkpoint-upper-bound", "3"], "needs"),
-        (["--inputs", "{trained}/checkpoint15.pt", "--num-best-checkpoints", "1"], "named as"),
+        (["--inputs", "{trained}/checkpoint15.pt", "--num-best-checkpoints", "1"], "named like"),
         (["--inputs", "{trained}/checkpoint15.pt", "--output", "."], ". is a folder"),
         (
             ["--inputs", "{trained}/checkpoint15.pt", "--output", __file__],
@@ -244,7 +245,37 @@ def test_which_checkpoints_are_averaged(tmp_path):
     assert last(2, True, None) == ["checkpoint_2_30", "checkpoint_2_20"]
     assert last(1, True, 20) == ["checkpoint_2_20"]
     paths = [tmp_path / f"checkpoint.best_loss_{value}.pt" for value in ("3.5", "12.1", "4.0")]
-    assert averaging.best_checkpoints(paths, 2) == [paths[0], paths[2]]
+    assert averaging.best_checkpoints(paths, 2, maximize=False) == [paths[0], paths[2]]
+    assert averaging.best_checkpoints(paths, 2, maximize=True) == [paths[1], paths[2]]
+
+
+def test_the_best_checkpoints_are_those_that_the_training_called_best(trained, tmp_path, capsys):
+    state = torch.load(trained / "checkpoint15.pt")
+    assert state["cfg"]["checkpoint"]["maximize_best_checkpoint_metric"]
+    paths = [tmp_path / f"checkpoint.best_bleu_{bleu}.pt" for bleu in ("9.1", "30.4", "28.0")]
+    for path in paths:
+        torch.save(state, path)
+    best = ["--num-best-checkpoints", "2", "--inputs", *map(str, paths)]
+    averaging.main([*best, "--output", str(tmp_path / "high.pt")])
+    printed = capsys.readouterr().out
+    assert "the best are those with the highest metric" in printed
+    assert "30.4" in printed and "28.0" in printed and "9.1" not in printed
+    state["cfg"]["checkpoint"]["maximize_best_checkpoint_metric"] = False
+    torch.save(state, paths[0])
+    averaging.main([*best, "--output", str(tmp_path / "low.pt")])
+    printed = capsys.readouterr().out
+    assert "the best are those with the lowest metric" in printed
+    assert "9.1" in printed and "28.0" in printed and "30.4" not in printed
+
+
+def test_checkpoints_of_different_evolution_are_not_averaged(trained, tmp_path):
+    state = torch.load(trained / "checkpoint15.pt")
+    state["cfg"]["model"].ea_alpha = 0.5
+    torch.save(state, tmp_path / "other.pt")
+    paths = [str(trained / "checkpoint15.pt"), str(tmp_path / "other.pt")]
+    with pytest.raises(SystemExit, match=r"--ea-alpha 0\.5 .*but .*--ea-alpha 0\.3"):
+        averaging.main(["--inputs", *paths, "--output", str(tmp_path / "mean.pt")])
+    assert not (tmp_path / "mean.pt").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world", {}, {"model": None}, {"model": {"a": 1}}])
@@ -333,12 +364,61 @@ def test_finetune_from_plain_and_from_other_evolving_checkpoints(data, trained, 
     assert got.keys() == start.keys()
     for name, weight in start.items():
         assert torch.equal(got[name], weight), name
-    got = finetuned(
-        data, tmp_path / "c", trained / "checkpoint_last.pt", "--ea-attentions", "cross"
-    )
-    assert {name for name in start if name not in got} == {
-        name for name in start if "self_attn.evolution" in name
-    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ea-alpha", 0.1], r"evolution\.alpha is 0\.3 in the checkpoint, .*alpha=0\.1"),
+        (["--ea-beta", 0.5], r"evolution\.beta is 0\.4 in the checkpoint, .*beta=0\.5"),
+        (
+            ["--ea-alpha", 0, "--ea-beta", 0],
+            r"trained with alpha=0\.3, beta=0\.4 .* made with alpha=0\.0, beta=0\.0",
+        ),
+        (["--ea-kernel-size", 5], "trained with kernel_size=3, .* made with kernel_size=5"),
+        (["--ea-attentions", "cross"], r"Unexpected key.*self_attn\.evolution\.weight"),
+    ],
+)
+@pytest.mark.parametrize("resume", [True, False])
+def test_weights_go_with_the_options_that_they_were_trained_with(
+    data, trained, tmp_path, options, message, resume
+):
+    start = trained / "checkpoint_last.pt"
+    if resume:
+        shutil.copy(start, tmp_path / "checkpoint_last.pt")
+    with pytest.raises(Exception, match="architectures match") as error:
+        fairseq(
+            "train",
+            *(data / "bin", *MODEL, *TRAINING, "--max-update", 1, *options),
+            *([] if resume else ["--finetune-from-model", start]),
+            *("--save-dir", tmp_path, "--disable-validation"),
+        )
+    assert re.search(message, str(error.value.__context__), flags=re.DOTALL)
+
+
+def test_generation_with_another_alpha_is_refused(data, trained):
+    path = trained / "checkpoint_last.pt"
+    with pytest.raises(RuntimeError, match=r"alpha is 0\.3 in the checkpoint.*alpha=0\.2"):
+        generate(data, "--model-overrides", "{'ea_alpha': 0.2}", paths=[path])
+
+
+@pytest.mark.parametrize("module", ["fairseq.meters", "fairseq.logging.meters"])
+def test_a_checkpoint_with_the_meters_of_old_fairseq(data, trained, tmp_path, monkeypatch, module):
+    meters = {"loss": AverageMeter(), "wall": TimeMeter(), "train_wall": StopwatchMeter()}
+    meters["loss"].update(2.5)
+    for meter in meters.values():
+        monkeypatch.setattr(type(meter), "__module__", module)
+    state = torch.load(trained / "checkpoint_last.pt")
+    state["extra_state"]["train_meters"] = meters
+    torch.save(state, tmp_path / "old.pt")
+    monkeypatch.undo()
+    start = weights(tmp_path / "old.pt")
+    got = finetuned(data, tmp_path / "new", tmp_path / "old.pt")
+    for name, weight in start.items():
+        assert torch.equal(got[name], weight), name
+    averaging.main(["--inputs", str(tmp_path / "old.pt"), "--output", str(tmp_path / "mean.pt")])
+    kept = torch.load(tmp_path / "mean.pt")["extra_state"]["train_meters"]["loss"]
+    assert kept == {"round": None, "val": 2.5, "sum": 2.5, "count": 1}
 
 
 def test_a_checkpoint_of_another_model_is_refused(data, trained, tmp_path):

@@ -398,6 +398,7 @@ def test_wrong_options_are_named(tmp_path, monkeypatch, capsys, options, message
 # ------------------------------------------------------------------------------- the whole road
 
 POSITIONS = 64
+EVOLVING = ["--arch", "ea_roberta", "--ea-alpha", 0.4, "--ea-beta", 0.3]
 SMALL = [
     *("--encoder-layers", 2, "--encoder-embed-dim", 32, "--encoder-ffn-embed-dim", 64),
     *("--encoder-attention-heads", 2, "--cpu", "--num-workers", 0),
@@ -420,13 +421,13 @@ def pretrain(text, save_dir, *options):
 def pretrained(text):
     """A pre-trained evolving model, and a plain one."""
     folder = text.parent / "pretrained"
-    ours = pretrain(text, folder / "ea", "--arch", "ea_roberta", "--max-epoch", 2)
+    ours = pretrain(text, folder / "ea", *EVOLVING, "--max-epoch", 2)
     return ours, pretrain(text, folder / "plain", "--arch", "roberta", "--max-epoch", 1)
 
 
 def test_pretraining_resumes(text, pretrained, tmp_path):
-    pretrain(text, tmp_path, "--arch", "ea_roberta", "--max-epoch", 1)
-    resumed = weights(pretrain(text, tmp_path, "--arch", "ea_roberta", "--max-epoch", 2))
+    pretrain(text, tmp_path, *EVOLVING, "--max-epoch", 1)
+    resumed = weights(pretrain(text, tmp_path, *EVOLVING, "--max-epoch", 2))
     for name, value in weights(pretrained[0]).items():
         assert torch.equal(resumed[name], value), name
 
@@ -502,12 +503,16 @@ def test_finetuning_and_evaluation(text, tasks, pretrained, tmp_path, capsys, na
     best = float(printed.split(f"{metric} ")[1].split()[0])
     assert best > 80
     log = (save_dir / "seed1" / "train.log").read_text()
-    stays_fresh = "not in the checkpoint, stays fresh: encoder.sentence_encoder.layers.1"
-    assert (stays_fresh in log) == (name == "STS-B")
+    assert ("are not in the checkpoint and keep their initial values" in log) == (name == "STS-B")
+    assert ("--ea-alpha 0.4 --ea-beta 0.3" in printed) == (name == "CoLA")
+    assert ("--ea-alpha 0.4 --ea-beta 0.3" in (save_dir / "seed1/command.txt").read_text()) == (
+        name == "CoLA"
+    )
 
     # A finished seed is only scored again; evaluate.py says the same.
     finetune.main([str(option) for option in arguments])
-    kept = [line for line in printed.splitlines() if "trains, see" not in line]
+    once = re.compile("trains, see|^as in ")
+    kept = [line for line in printed.splitlines() if not once.search(line)]
     assert capsys.readouterr().out.splitlines() == kept
     checkpoint = save_dir / "seed1" / "checkpoint_best.pt"
     same = [name, "--data", str(data), "--checkpoint", str(checkpoint)]

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
-from typing import Callable, Type, Union
+from typing import Any, Callable, Dict, Mapping, Type, Union
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model_architecture
@@ -69,3 +69,20 @@ def register_architecture(
         sizes(args)
 
     register_model_architecture(model, name)(architecture)
+
+
+def evolution_of(options: Mapping[str, Any]) -> Dict[str, Any]:
+    """The options, among those of a trained model, that say how its maps evolve.
+
+    Options without effect are left out, so that equal results mean equal models. Of a plain model,
+    alpha and beta are 0.
+    """
+    evolution = {name: value for name, value in options.items() if name.startswith("ea_")}
+    learnable = evolution.get("ea_learnable", False)
+    if not learnable and not evolution.get("ea_alpha") and not evolution.get("ea_beta"):
+        return {"ea_alpha": 0.0, "ea_beta": 0.0}
+    if not learnable and not evolution["ea_beta"]:
+        del evolution["ea_kernel_size"]
+    if "ea_attentions" in evolution:
+        evolution["ea_attentions"] = ",".join(sorted(set(evolution["ea_attentions"].split(","))))
+    return evolution

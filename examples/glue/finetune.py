@@ -6,8 +6,9 @@
 
 Learning rate, batch size and 10 epochs are those of fairseq's recipe for RoBERTa, and so is a
 warm-up of 6 %; the best checkpoint is chosen by the task's official metric, or for scores by the
-loss. All other options are passed on to fairseq-train. A rerun continues an interrupted training
-and only scores a finished one again. Without --checkpoint it trains from scratch.
+loss. All other options are passed on to fairseq-train; the --ea-* options that are not given are
+those of the checkpoint. A rerun continues an interrupted training and only scores a finished one
+again. Without --checkpoint it trains from scratch.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from evaluate import USER_DIR, predict
 from fairseq.data import indexed_dataset
 from glue import TASKS, Task, check_prepared, score
 
+from ea_fairseq.average_checkpoints import load
+from ea_fairseq.checkpoints import options_of
+from ea_fairseq.models.options import evolution_of
 from evolving_attention.commands import DataError, alone_in, positive
 
 HEADER = "# finetune.py runs the last of these commands in this folder\n"  # marks it as ours
@@ -62,7 +66,26 @@ def train_command(args: argparse.Namespace, task: Task, save_dir: Path, seed: in
         command.append("--maximize-best-checkpoint-metric")
     if args.checkpoint:
         command += ["--finetune-from-model", str(args.checkpoint)]
-    return command + args.options
+    return command + args.options + inherited_options(args)
+
+
+def inherited_options(args: argparse.Namespace) -> list[str]:
+    """The options of the evolving attention that only the checkpoint has, not the command line."""
+    if not args.checkpoint or not args.arch.startswith("ea_"):
+        return []
+    try:
+        options = options_of(load(args.checkpoint), "model")
+    except ValueError as error:
+        raise DataError(f"--checkpoint: {error}") from None
+    if not any(name.startswith("ea_") for name in options):
+        return []  # a plain model
+    given = {option.partition("=")[0] for option in args.options}
+    inherited = []
+    for name, value in evolution_of(options).items():
+        flag = f"--{name.replace('_', '-')}"
+        if flag not in given and value is not False:
+            inherited += [flag] if value is True else [flag, str(value)]
+    return inherited
 
 
 def lengths_of(task: Task, data: Path) -> np.ndarray:
@@ -87,6 +110,8 @@ def train(args: argparse.Namespace, task: Task, save_dir: Path, seed: int) -> No
             return
         log = save_dir / "train.log"
         print(f"{task.name}   seed {seed}   trains, see {log}", flush=True)
+        if inherited := inherited_options(args):
+            print(f"as in {args.checkpoint}: {' '.join(inherited)}", flush=True)
         with log.open("a", encoding="utf-8") as file:
             failed = subprocess.run(command, stdout=file, stderr=file).returncode
         if failed or not (save_dir / "checkpoint_best.pt").exists():
