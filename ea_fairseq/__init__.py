@@ -3,19 +3,38 @@
 Importing the package registers its models and makes fairseq's checkpoints loadable.
 """
 
+import importlib
 import os
+import sys
 
 import fairseq
 
-from ea_fairseq import criterions, models, tasks  # noqa: F401
-from ea_fairseq.checkpoints import allow_checkpoints
-from ea_fairseq.command_line import show_model_options_in_help
+NAME = "ea_fairseq"
 
-# Where fairseq finds `--user-dir ea_fairseq` from any directory: beside itself. It takes a package
-# that is imported already for another one unless the path is spelled its own way.
-_beside_fairseq = os.path.join(os.path.dirname(fairseq.__file__), "..", "ea_fairseq")
-if os.path.exists(_beside_fairseq) and os.path.samefile(_beside_fairseq, __path__[0]):
-    __path__.append(_beside_fairseq)
+if __name__ == NAME:
+    from ea_fairseq import criterions, models, tasks  # noqa: F401
+    from ea_fairseq.checkpoints import allow_checkpoints
+    from ea_fairseq.command_line import show_model_options_in_help
 
-allow_checkpoints()
-show_model_options_in_help()
+    # Where fairseq finds `--user-dir ea_fairseq` from any directory: beside itself. It takes a
+    # package that was imported before for another one, unless the path is spelled its own way.
+    _beside_fairseq = os.path.join(os.path.dirname(fairseq.__file__), "..", NAME)
+    if os.path.exists(_beside_fairseq) and os.path.samefile(_beside_fairseq, __path__[0]):
+        __path__.append(_beside_fairseq)
+
+    allow_checkpoints()
+    show_model_options_in_help()
+else:
+    # `--user-dir` names the folder by a link. fairseq would import every module again under the
+    # link's name, and register every model twice, so that name stands for the modules below.
+    try:
+        _package = importlib.import_module(NAME)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"--user-dir {__path__[0]}: install evolving-attention first") from error
+    if not any(os.path.samefile(__path__[0], path) for path in _package.__path__):
+        raise ImportError(
+            f"--user-dir {__path__[0]} must be named {NAME}: it is a copy of {_package.__path__[0]}"
+        )
+    for _name, _module in list(sys.modules.items()):
+        if _name.startswith(f"{NAME}."):
+            sys.modules[_name.replace(NAME, __name__, 1)] = _module

@@ -20,6 +20,7 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
 import ea_fairseq.average_checkpoints as averaging
 from ea_fairseq.models.ea_transformer import EATransformerModel
@@ -651,6 +652,111 @@ def test_resuming_with_bleu(data, trained, tmp_path):
     state = averaging.load(tmp_path / "again" / "checkpoint_last.pt")
     assert state["extra_state"]["train_iterator"]["epoch"] == 17
     averaging.load(tmp_path / "again" / "checkpoint_last.pt")
+
+
+PLAIN_MODEL = {
+    "ea_transformer": "transformer",
+    "ea_transformer_align": "transformer_align",
+    "ea_multilingual_transformer": "multilingual_transformer",
+    "ea_roberta": "roberta",
+}
+
+
+def test_every_architecture_of_the_hosts_is_registered():
+    for ours, plain in PLAIN_MODEL.items():
+        hosts = {name for name, model in ARCH_MODEL_NAME_REGISTRY.items() if model == plain}
+        found = {name for name, model in ARCH_MODEL_NAME_REGISTRY.items() if model == ours}
+        assert len(hosts) > 1
+        assert {f"ea_{name}" for name in hosts} <= found
+    assert ARCH_MODEL_NAME_REGISTRY["ea_transformer_wmt_en_de_big_t2t"] == "ea_transformer"
+    assert ARCH_MODEL_NAME_REGISTRY["ea_xlm"] == "ea_roberta"
+
+
+SIZES = [f"--{side}-{x}" for side in ("encoder", "decoder") for x in ("embed-dim", "ffn-embed-dim")]
+SMALL = [argument for option in SIZES for argument in (option, 32)]
+SMALL += ["--encoder-layers", 2, "--decoder-layers", 2]
+SMALL += ["--encoder-attention-heads", 2, "--decoder-attention-heads", 2]
+
+
+@pytest.mark.parametrize(
+    ("plain", "options"),
+    [
+        ("transformer_wmt_en_de_big_t2t", ["--share-all-embeddings"]),
+        ("transformer_iwslt_de_en", ["--share-decoder-input-output-embed"]),
+        ("transformer_align", ["--alignment-layer", 1]),
+        (
+            "multilingual_transformer",
+            ["--task", "multilingual_translation", "--lang-pairs", "de-en", "--share-encoders"],
+        ),
+    ],
+)
+def test_a_checkpoint_saves_the_options_that_the_plain_model_saves(data, tmp_path, plain, options):
+    saved = {}
+    for arch in (plain, f"ea_{plain}"):
+        fairseq(
+            "train",
+            *(data / "bin", "--user-dir", USER_DIR, "--arch", arch, *TRAINING, *SMALL, *options),
+            *("--max-update", 1, "--disable-validation", "--save-dir", tmp_path / arch),
+        )
+        state = averaging.load(tmp_path / arch / "checkpoint_last.pt")
+        saved[arch] = dict(vars(state["cfg"]["model"]))
+    plain_options, ours = saved.values()
+    evolution = {name: value for name, value in ours.items() if name.startswith("ea_")}
+    assert evolution == {
+        "ea_alpha": 0.1,
+        "ea_beta": 0.1,
+        "ea_kernel_size": 3,
+        "ea_learnable": False,
+        "ea_attentions": "encoder,decoder,cross",
+    }
+    for name, value in plain_options.items():
+        assert name in ("_name", "arch", "save_dir") or ours[name] == value, name
+    names = {name for name in state["model"] if ".evolution." in name}
+    assert len(names) == 3 * 4  # weight, bias, alpha, beta of the second layers' attentions
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--no-cross-attention", "--ea-attentions", "cross"], "must not name cross"),
+        (["--no-cross-attention", "--ea-attentions", "encoder,cross"], "must not name cross"),
+        (["--encoder-layers", 1, "--ea-attentions", "encoder"], "encoder: 1"),
+        (["--encoder-layers", 1, "--decoder-layers", 1], "cross: 1, decoder: 1, encoder: 1"),
+    ],
+)
+def test_options_without_effect_are_refused(data, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        fairseq(
+            "train",
+            *(data / "bin", *MODEL, *TRAINING, *options, "--save-dir", tmp_path),
+        )
+
+
+def test_no_cross_attention_trains(data, tmp_path):
+    fairseq(
+        "train",
+        *(data / "bin", *MODEL, *TRAINING, "--no-cross-attention", "--max-update", 1),
+        *("--disable-validation", "--save-dir", tmp_path),
+    )
+    names = weights(tmp_path / "checkpoint_last.pt")
+    assert any("self_attn.evolution" in name for name in names)
+    assert not any("encoder_attn" in name for name in names)
+
+
+def test_a_user_dir_of_another_name(data, tmp_path):
+    link, copy = tmp_path / "my_plugins", tmp_path / "my_copy"
+    link.symlink_to(USER_DIR)
+    shutil.copytree(USER_DIR, copy)
+    training = ["--max-update", 1, "--disable-validation", "--save-dir", tmp_path / "checkpoints"]
+    for folder, message in ((link, None), (copy, "my_copy must be named ea_fairseq")):
+        arguments = [data / "bin", *MODEL, *TRAINING, *training]
+        arguments[arguments.index(USER_DIR)] = folder
+        result = subprocess.run(
+            command("train", *arguments), capture_output=True, text=True, env=ONE_THREAD
+        )
+        assert (result.returncode == 0) == (message is None), result.stderr
+        assert message is None or message in result.stderr
+    assert (tmp_path / "checkpoints" / "checkpoint_last.pt").exists()
 
 
 def test_help_shows_every_option():

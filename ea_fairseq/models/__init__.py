@@ -1,1 +1,7 @@
-from ea_fairseq.models import ea_dc_transformer, ea_roberta, ea_transformer  # noqa: F401
+from ea_fairseq.models import (  # noqa: F401
+    ea_dc_transformer,
+    ea_multilingual_transformer,
+    ea_roberta,
+    ea_transformer,
+    ea_transformer_align,
+)

@@ -18,8 +18,10 @@ from ea_fairseq.models.options import (
     EvolutionConfig,
     check_evolution,
     check_heads,
+    check_layers,
     check_names,
     register_architecture,
+    register_architectures_of,
 )
 from ea_fairseq.modules import EvolvingTransformerEncoder
 from evolving_attention.loading import StartsFromPlainWeights
@@ -31,6 +33,7 @@ class EvolvingRobertaEncoder(RobertaEncoder):
     def build_encoder(self, args, dictionary, embed_tokens) -> EvolvingTransformerEncoder:
         cfg = EATransformerConfig.from_namespace(args)
         check_evolution(cfg)
+        check_layers(cfg, {"encoder": cfg.encoder.layers})
         cfg.checkpoint_activations |= cfg.offload_activations
         encoder = EvolvingTransformerEncoder(cfg, dictionary, embed_tokens)
         encoder.apply(init_bert_params)
@@ -86,13 +89,7 @@ class EARobertaModel(RobertaModel, StartsFromPlainWeights):
         return cls(args, encoder)
 
 
-# BERT-Base and BERT-Large have the shapes of RoBERTa's.
-for name, plain in (
-    ("ea_roberta", "roberta"),
-    ("ea_roberta_base", "roberta_base"),
-    ("ea_roberta_large", "roberta_large"),
-    ("ea_roberta_prenorm", "roberta_prenorm"),
-    ("ea_bert_base", "roberta_base"),
-    ("ea_bert_large", "roberta_large"),
-):
-    register_architecture("ea_roberta", name, ARCH_CONFIG_REGISTRY[plain], EvolutionConfig)
+register_architectures_of("roberta", EvolutionConfig)
+for size in ("base", "large"):  # BERT's sizes are RoBERTa's
+    sizes = ARCH_CONFIG_REGISTRY[f"roberta_{size}"]
+    register_architecture("ea_roberta", f"ea_bert_{size}", sizes, EvolutionConfig)

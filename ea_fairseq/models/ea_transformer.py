@@ -1,31 +1,42 @@
 """``ea_transformer``: fairseq's transformer with evolving attention, for translation."""
 
 from argparse import ArgumentParser, Namespace
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Dict
 
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.models import ARCH_CONFIG_REGISTRY, register_model
+from fairseq.models import register_model
 from fairseq.models.transformer import TransformerConfig, TransformerModel, base_architecture
 from fairseq.tasks import FairseqTask
+from omegaconf import OmegaConf, open_dict
 from torch import nn
 
 from ea_fairseq.models.options import (
     EvolutionConfig,
     check_evolution,
     check_heads,
+    check_layers,
     check_names,
     register_architecture,
+    register_architectures_of,
 )
 from ea_fairseq.modules import EvolvingTransformerDecoder, EvolvingTransformerEncoder
 from evolving_attention.loading import StartsFromPlainWeights
 
 ATTENTIONS = ("encoder", "decoder", "cross")
+# Options that fairseq completes when it builds a model, and then saves in checkpoints.
+COMPLETED = (
+    "max_source_positions",
+    "max_target_positions",
+    "min_params_to_wrap",
+    "share_decoder_input_output_embed",
+)
 
 
 @dataclass
-class EATransformerConfig(EvolutionConfig, TransformerConfig):
+class TransformerEvolutionConfig(EvolutionConfig):
     ea_attentions: str = field(
         default=",".join(ATTENTIONS),
         metadata={
@@ -35,15 +46,29 @@ class EATransformerConfig(EvolutionConfig, TransformerConfig):
     )
 
 
+@dataclass
+class EATransformerConfig(TransformerEvolutionConfig, TransformerConfig):
+    pass
+
+
 def check_config(cfg: EATransformerConfig) -> None:
     """Raises ValueError, naming the option, where a model cannot be built or cannot evolve."""
     check_evolution(cfg)
-    unknown = set(cfg.ea_attentions.split(",")) - set(ATTENTIONS)
+    attentions = set(cfg.ea_attentions.split(","))
+    unknown = attentions - set(ATTENTIONS)
     if unknown:
         raise ValueError(
             f"--ea-attentions must be a comma-separated choice of {', '.join(ATTENTIONS)}, "
             f"got {cfg.ea_attentions!r}"
         )
+    if cfg.no_cross_attention and attentions not in (set(ATTENTIONS), attentions - {"cross"}):
+        raise ValueError(
+            f"--ea-attentions must not name cross with --no-cross-attention, got "
+            f"{cfg.ea_attentions!r}"
+        )
+    layers = {"encoder": cfg.encoder.layers, "decoder": cfg.decoder.layers}
+    layers["cross"] = 0 if cfg.no_cross_attention else cfg.decoder.layers
+    check_layers(cfg, {name: layers[name] for name in sorted(attentions)})
     for side, part in (("encoder", cfg.encoder), ("decoder", cfg.decoder)):
         check_heads(side, part.attention_heads, part.embed_dim)
         if part.xformers_att_config:
@@ -85,7 +110,11 @@ class EATransformerModel(TransformerModel, StartsFromPlainWeights):
         base_architecture(args)  # options that a caller or an old checkpoint left out
         cfg = EATransformerConfig.from_namespace(args)
         check_config(cfg)
-        return super().build_model(cfg, task)
+        model = super().build_model(cfg, task)
+        with open_dict(args) if OmegaConf.is_config(args) else nullcontext():
+            for option in COMPLETED:
+                setattr(args, option, getattr(cfg, option))
+        return model
 
     @classmethod
     def build_encoder(
@@ -114,15 +143,4 @@ def transformer_lite(args: Namespace) -> None:
 register_architecture(
     "ea_transformer", "ea_transformer_lite", transformer_lite, EATransformerConfig
 )
-for plain in (
-    "transformer",
-    "transformer_tiny",
-    "transformer_iwslt_de_en",
-    "transformer_wmt_en_de",
-    "transformer_wmt_en_de_big",
-    "transformer_vaswani_wmt_en_de_big",
-    "transformer_vaswani_wmt_en_fr_big",
-):
-    register_architecture(
-        "ea_transformer", f"ea_{plain}", ARCH_CONFIG_REGISTRY[plain], EATransformerConfig
-    )
+register_architectures_of("transformer", EATransformerConfig)

@@ -5,7 +5,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Callable, Dict, Mapping, Type, Union
 
 from fairseq.dataclass import FairseqDataclass
-from fairseq.models import register_model_architecture
+from fairseq.models import (
+    ARCH_CONFIG_REGISTRY,
+    ARCH_MODEL_NAME_REGISTRY,
+    register_model_architecture,
+)
 from omegaconf import DictConfig
 
 from evolving_attention.checks import check_options
@@ -56,6 +60,21 @@ def check_heads(side: str, heads: int, embed_dim: int) -> None:
         )
 
 
+def check_layers(cfg: EvolutionConfig, layers: Mapping[str, int]) -> None:
+    """Raises ValueError if alpha or beta says that maps evolve, but there is no map that could.
+
+    Args:
+        layers: number of layers that have each attention; the first one has no previous map.
+    """
+    mixes = cfg.ea_learnable or cfg.ea_alpha > 0 or cfg.ea_beta > 0
+    if mixes and max(layers.values()) < 2:
+        numbers = ", ".join(f"{name}: {count}" for name, count in layers.items())
+        raise ValueError(
+            "--ea-alpha and --ea-beta must be 0 where no attention has two layers, since maps "
+            f"evolve from the second layer on; layers by attention: {numbers}"
+        )
+
+
 def register_architecture(
     model: str, name: str, sizes: Callable, config: Type[EvolutionConfig]
 ) -> None:
@@ -69,6 +88,14 @@ def register_architecture(
         sizes(args)
 
     register_model_architecture(model, name)(architecture)
+
+
+def register_architectures_of(model: str, config: Type[EvolutionConfig]) -> None:
+    """Registers each architecture of fairseq's `model` for ours, with ``ea_`` before its name."""
+    for name, host in list(ARCH_MODEL_NAME_REGISTRY.items()):
+        if host == model:
+            sizes = ARCH_CONFIG_REGISTRY[name]
+            register_architecture(f"ea_{model}", f"ea_{name}", sizes, config)
 
 
 def evolution_of(options: Mapping[str, Any]) -> Dict[str, Any]:

@@ -1,0 +1,57 @@
+"""``ea_multilingual_transformer``: a transformer for each pair of languages, or shared parts."""
+
+from argparse import ArgumentParser, Namespace
+from collections import OrderedDict
+from typing import Any
+
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import register_model
+from fairseq.models.multilingual_transformer import MultilingualTransformerModel
+from fairseq.tasks import FairseqTask
+from torch import nn
+
+from ea_fairseq.models.ea_transformer import (
+    EATransformerConfig,
+    TransformerEvolutionConfig,
+    check_config,
+)
+from ea_fairseq.models.options import (
+    check_names,
+    register_architectures_of,
+)
+from ea_fairseq.modules import EvolvingTransformerDecoder, EvolvingTransformerEncoder
+from evolving_attention.loading import StartsFromPlainWeights
+
+
+@register_model("ea_multilingual_transformer")
+class EAMultilingualTransformerModel(MultilingualTransformerModel, StartsFromPlainWeights):
+    """fairseq's :class:`MultilingualTransformerModel` whose attention maps evolve."""
+
+    @staticmethod
+    def add_args(parser: ArgumentParser) -> None:
+        """Adds the options; the architectures give the defaults."""
+        MultilingualTransformerModel.add_args(parser)
+        options = TransformerEvolutionConfig()
+        gen_parser_from_dataclass(parser, options, delete_default=True, with_prefix="")
+
+    @classmethod
+    def build_model(cls, args: Namespace, task: FairseqTask) -> "EAMultilingualTransformerModel":
+        """Builds the model; raises ValueError, naming the option, if it cannot be."""
+        check_names(args, EATransformerConfig)
+        pairs = super().build_model(args, task).models
+        return cls(
+            OrderedDict((name, pair.encoder) for name, pair in pairs.items()),
+            OrderedDict((name, pair.decoder) for name, pair in pairs.items()),
+        )
+
+    @classmethod
+    def _get_module_class(
+        cls, is_encoder: bool, args: Namespace, lang_dict: Any, embed_tokens: nn.Module, langs: Any
+    ) -> nn.Module:
+        cfg = EATransformerConfig.from_namespace(args)
+        check_config(cfg)
+        module_class = EvolvingTransformerEncoder if is_encoder else EvolvingTransformerDecoder
+        return module_class(cfg, lang_dict, embed_tokens)
+
+
+register_architectures_of("multilingual_transformer", EATransformerConfig)
