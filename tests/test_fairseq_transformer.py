@@ -429,6 +429,15 @@ def test_torchscript(build, reload, sentences, task, options):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
+def test_dynamic_quantisation(build, sentences):
+    model = build(**EVOLVING)
+    src, tgt = sentences(2, 9), sentences(2, 7, seed=1)
+    lengths = torch.tensor([9, 9])
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    expected, got = model(src, lengths, tgt)[0], quantised(src, lengths, tgt)[0]
+    assert 0 < (got - expected).abs().max() < 0.2 * expected.abs().max()
+
+
 def test_scripted_generator(build, reload, sentences, task):
     model = build(**EVOLVING)
     src = sentences(3, 8)

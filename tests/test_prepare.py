@@ -203,7 +203,7 @@ def test_the_report_names_stages_test_sets_and_the_training_command(iwslt14):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["iwslt14", "wmt14", "multi30k"])
+@pytest.mark.parametrize("name", ["iwslt14", "wmt14", "wmt14-en-fr", "multi30k"])
 def test_the_readme_has_the_printed_training_command(name):
     options = [name, "--raw", "orig", "--out", f"data/{name}"]
     command = prepare.train_command(prepare.build_parser().parse_args(options))
@@ -293,6 +293,35 @@ def test_wmt14_splits_first_and_cleans_after_bpe(wmt14, capsys):
 def test_wmt14_takes_the_test_file_of_the_direction(wmt14, source, target, number):
     out = run_wmt14(wmt14, "--source-lang", source, "--target-lang", target, "--valid-every", 10)
     assert lines_of(out / "raw" / "test.en")[0] == f"“No{number}”, it\u2019s said"
+
+
+def test_wmt14_en_fr(tmp_path):
+    names = ("europarl-v7.fr-en", "commoncrawl.fr-en", "undoc.2000.fr-en")
+    names += ("news-commentary-v9.fr-en", "giga-fren.release2.fixed")
+    for seed, name in enumerate(names):
+        for lang, text in zip(("fr", "en"), zip(*corpus(300, seed), strict=True), strict=True):
+            write_lines(tmp_path / "orig" / f"{name}.{lang}", text)
+    for lang in ("fr", "en"):
+        for role in ("src", "ref"):
+            path = tmp_path / "orig" / f"newstest2014-fren-{role}.{lang}.sgm"
+            write_lines(path, [segments([f"{role} of {lang}"])])
+    run(
+        *("wmt14-en-fr", "--raw", tmp_path / "orig", "--out", tmp_path / "out", "--workers", 1),
+        *("--no-binarize", "--bpe-merges", 30),
+    )
+    out = tmp_path / "out"
+    assert [lines_of(out / "raw" / f"test.{lang}") for lang in ("en", "fr")] == [
+        ["src of en"],
+        ["ref of fr"],
+    ]
+    source, target = corpus(300, 4)[0]  # giga-fren is the last one
+    assert lines_of(out / "raw" / "train.fr")[1200] == source
+    assert lines_of(out / "raw" / "train.en")[1200] == target
+    tokens = [lines_of(out / "tok" / f"train.{lang}")[1332] for lang in ("en", "fr")]
+    assert [lines_of(out / "split" / f"valid.{lang}") for lang in ("en", "fr")] == [
+        [tokens[0]],
+        [tokens[1]],
+    ]
 
 
 def test_wmt14_with_newstest2013_and_other_news_commentary(wmt14):

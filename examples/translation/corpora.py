@@ -155,12 +155,19 @@ def find_sets(args: argparse.Namespace) -> Sets:
             "train": [corpus("train.tags.de-en.{lang}", parse=parse_iwslt_train)],
             "test": [corpus(name, parse=parse_segments) for name in tests],
         }
-    if args.command == "wmt14":
-        names = ("europarl-v7", "commoncrawl", f"news-commentary-{args.news_commentary}")
-        sets = {"train": [corpus(name + ".de-en.{lang}") for name in names]}
+    if args.command in ("wmt14", "wmt14-en-fr"):
+        if args.command == "wmt14":
+            of_news = f"news-commentary-{args.news_commentary}.de-en"
+            names = ["europarl-v7.de-en", "commoncrawl.de-en", of_news]
+            test = "newstest2014-deen-{role}.{lang}.sgm"
+        else:
+            names = ["europarl-v7.fr-en", "commoncrawl.fr-en", "undoc.2000.fr-en"]
+            names += ["news-commentary-v9.fr-en", "giga-fren.release2.fixed"]
+            test = "newstest2014-fren-{role}.{lang}.sgm"
+        sets = {"train": [corpus(name + ".{lang}") for name in names]}
         if args.valid == "newstest2013":
             sets["valid"] = [corpus("newstest2013.{lang}")]
-        test = "newstest2014-deen-{role}.{lang}.sgm"  # dev.tgz has it too
+        # dev.tgz has the test set, too
         test = corpus(f"test-full/{test}", test, parse=parse_segments)
         return sets | {"test": [test]}
     tests = args.tests or multi30k_tests(finder, *langs)

@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """Make parallel text ready for fairseq: tokenise, clean, split, BPE, binarise.
 
-    python examples/translation/prepare.py iwslt14  --raw FOLDER --out data/iwslt14
-    python examples/translation/prepare.py wmt14    --raw FOLDER --out data/wmt14
-    python examples/translation/prepare.py multi30k --raw FOLDER --out data/multi30k
+    python examples/translation/prepare.py iwslt14     --raw FOLDER --out data/iwslt14
+    python examples/translation/prepare.py wmt14       --raw FOLDER --out data/wmt14
+    python examples/translation/prepare.py wmt14-en-fr --raw FOLDER --out data/wmt14-en-fr
+    python examples/translation/prepare.py multi30k    --raw FOLDER --out data/multi30k
     python examples/translation/prepare.py text --source-lang de --target-lang en \\
         --train PREFIX --valid PREFIX --test PREFIX,PREFIX2 --out DIR
 
-The steps and their defaults are those of fairseq's prepare-iwslt14.sh and prepare-wmt14en2de.sh,
-with sacremoses and subword-nmt instead of Moses' Perl scripts. Nothing is downloaded. Each stage
-writes one file or folder to --out, and a later run skips the stages whose inputs and options have
-not changed. Files that it did not write, or that have changed since, are never replaced: it names
-them and stops before doing any work.
+The steps and their defaults are those of fairseq's prepare-iwslt14.sh, prepare-wmt14en2de.sh and
+prepare-wmt14en2fr.sh, with sacremoses and subword-nmt instead of Moses' Perl scripts. Nothing is
+downloaded. Each stage writes one file or folder to --out, and a later run skips the stages whose
+inputs and options have not changed. Files that it did not write, or that have changed since, are
+never replaced: it names them and stops before doing any work.
 
     raw/       sentences as they come, one a line: test.de, test.en, ... are sacreBLEU's references
     tok/       tokenised, and lower-cased where asked for
@@ -292,7 +293,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    directions = {"iwslt14": ("de", "en"), "wmt14": ("en", "de"), "multi30k": ("de", "en")}
+    directions = {"iwslt14": ("de", "en"), "wmt14": ("en", "de")}
+    directions |= {"wmt14-en-fr": ("en", "fr"), "multi30k": ("de", "en")}
     for name, recipe in RECIPES.items():
         command = commands.add_parser(
             name, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
@@ -304,7 +306,7 @@ def build_parser() -> argparse.ArgumentParser:
                 type=language,
                 default=lang,
                 required=lang is None,
-                choices=("de", "en") if name in ("iwslt14", "wmt14") else None,
+                choices=sorted(langs) if name not in ("multi30k", "text") else None,
                 help=f"{side} language",
             )
         add_data_options(command, name)
@@ -326,6 +328,7 @@ def add_data_options(parser: argparse.ArgumentParser, name: str) -> None:
     if name == "wmt14":
         versions = "v12 (WMT'17) as in fairseq's recipe, v9 for WMT'14's own data"
         add("--news-commentary", choices=["v9", "v12"], default="v12", help=versions)
+    if name in ("wmt14", "wmt14-en-fr"):
         valid = "split off from the training text as in fairseq's recipe, or newstest2013"
         add("--valid", choices=["split", "newstest2013"], default="split", help=valid)
     if name == "multi30k":

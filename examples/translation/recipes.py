@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 EVAL_BLEU = """\
 --eval-bleu --eval-bleu-args '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}'
@@ -34,21 +34,28 @@ class Recipe:
     )
 
 
+WMT14 = Recipe(
+    split_hyphens=True,
+    normalize_punctuation=True,
+    straighten_apostrophes=True,
+    max_length=250,
+    clean_after_bpe=True,
+    valid_every=100,
+    bpe_merges=40_000,
+    arch="ea_transformer_vaswani_wmt_en_de_big",
+    train_options=(
+        "--lr 5e-4 --warmup-updates 4000 --warmup-init-lr 1e-07 --max-update 300000",
+        "--dropout 0.3 --weight-decay 0.0 --max-tokens 3584 --keep-last-epochs 10 --fp16",
+    ),
+)
 RECIPES = {
     "iwslt14": Recipe(lowercase=True, straighten_apostrophes=True),
-    "wmt14": Recipe(
-        split_hyphens=True,
-        normalize_punctuation=True,
-        straighten_apostrophes=True,
-        max_length=250,
-        clean_after_bpe=True,
-        valid_every=100,
-        bpe_merges=40_000,
-        arch="ea_transformer_vaswani_wmt_en_de_big",
-        train_options=(
-            "--lr 5e-4 --warmup-updates 4000 --warmup-init-lr 1e-07 --max-update 300000",
-            "--dropout 0.3 --weight-decay 0.0 --max-tokens 3584 --keep-last-epochs 10 --fp16",
-        ),
+    "wmt14": WMT14,
+    "wmt14-en-fr": replace(
+        WMT14,
+        valid_every=1333,
+        arch="ea_transformer_vaswani_wmt_en_fr_big",
+        train_options=tuple(x.replace("dropout 0.3", "dropout 0.1") for x in WMT14.train_options),
     ),
     "multi30k": Recipe(
         lowercase=True,
