@@ -1,4 +1,4 @@
-"""Time series as the network takes them: read, mended, standardised, batched."""
+"""Reads time series, fills their gaps, standardises them and makes batches of them."""
 
 import gzip
 import os
@@ -23,9 +23,9 @@ class TimeSeries(NamedTuple):
     """One split of a data set.
 
     Attributes:
-        series: one array (channels, steps) a case; NaN where a value is missing.
-        targets: class labels, or numbers if it is a regression.
-        is_regression: whether they are numbers.
+        series: one array (channels, steps) per case; NaN where a value is missing.
+        targets: class labels, or numbers for regression.
+        is_regression: whether the targets are numbers.
     """
 
     series: List[np.ndarray]
@@ -34,13 +34,13 @@ class TimeSeries(NamedTuple):
 
 
 def read(name: str, split: str, folder: Optional[str] = None) -> TimeSeries:
-    """Reads the official TRAIN or TEST split of a UEA, UCR or TSER data set by aeon.
+    """Reads the official TRAIN or TEST split of a UEA, UCR or TSER data set with aeon.
 
     Args:
         name: of the data set, for example "JapaneseVowels".
         split: "train" or "test".
-        folder: holds `name`/`name`_TRAIN.ts or `name`_TRAIN.ts, also as .ts.gz. None is what aeon
-            has with it; what it has not, aeon downloads.
+        folder: holds `name`/`name`_TRAIN.ts or `name`_TRAIN.ts, also as .ts.gz. None: the data set
+            comes from aeon, which downloads it unless aeon includes it.
 
     Raises:
         FileNotFoundError: there is no such file in `folder`.
@@ -61,7 +61,9 @@ def read(name: str, split: str, folder: Optional[str] = None) -> TimeSeries:
     else:
         series, targets, about = read_ts(path)
     if not about["classlabel"] and not about["targetlabel"]:
-        raise ValueError(f"{path} has neither @classlabel nor @targetlabel true: nothing to learn")
+        raise ValueError(
+            f"{path} must have @classlabel true or @targetlabel true, so that there is a target"
+        )
     return TimeSeries(list(series), targets, about["targetlabel"])
 
 
@@ -80,10 +82,10 @@ def find(name: str, split: str, folder: Path) -> Path:
 
 
 class Preparation:
-    """Fills gaps and standardises each channel, by what the training series have.
+    """Fills gaps and standardises each channel with the training series' statistics.
 
     Attributes:
-        mean, std: of each channel over all the training series' steps.
+        mean, std: of each channel over all steps of the training series.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -91,7 +93,7 @@ class Preparation:
 
     @classmethod
     def fit(cls, series: Sequence[np.ndarray]) -> "Preparation":
-        """From training series (channels, steps); NaNs are left out."""
+        """Computes the statistics of training series (channels, steps), ignoring NaNs."""
         check(series, len(series[0]))
         steps = np.concatenate(list(series), axis=1).astype(np.float64)
         seen = ~np.isnan(steps)
@@ -99,14 +101,14 @@ class Preparation:
         mean = np.where(seen, steps, 0).sum(axis=1) / counts
         deviation = np.where(seen, steps - mean[:, None], 0)
         std = np.sqrt((deviation**2).sum(axis=1) / counts)
-        std[std <= 1e-8 * np.abs(mean)] = 1  # a channel that never changes
+        std[std <= 1e-8 * np.abs(mean)] = 1  # a constant channel
         return cls(mean.tolist(), std.tolist())
 
     def __call__(self, series: Sequence[np.ndarray]) -> List[Tensor]:
         """Series (channels, steps) -> float32 tensors (steps, channels) without gaps.
 
-        A missing value is interpolated between its neighbours in time; before the first and after
-        the last it is the nearest; a channel without any is the mean, 0.
+        A missing value is interpolated between its neighbours in time; before the first value and
+        after the last one, the nearest is taken. A channel without values is 0, the mean.
         """
         check(series, len(self.mean))
         prepared = [self.prepare(case) for case in series]
@@ -133,11 +135,11 @@ def check(series: Sequence[np.ndarray], channels: int) -> None:
     for number, case in enumerate(series):
         if case.ndim != 2 or len(case) != channels or case.shape[1] < 1:
             raise ValueError(
-                f"series {number} has shape {case.shape}; ({channels}, steps) is wanted: "
-                f"{channels} channels, as in training, and at least one step"
+                f"series {number} must have shape ({channels}, steps), with {channels} channels as "
+                f"in training and at least one step, got {case.shape}"
             )
         if np.isinf(case).any():
-            raise ValueError(f"series {number} has infinite values; missing ones must be NaN")
+            raise ValueError(f"series {number} has infinite values; missing values must be NaN")
 
 
 def pad(series: Sequence[Tensor]) -> Dict[str, Tensor]:
@@ -147,13 +149,13 @@ def pad(series: Sequence[Tensor]) -> Dict[str, Tensor]:
 
 
 def collate(cases: Sequence[Tuple[Tensor, Tensor]]) -> Tuple[Dict[str, Tensor], Tensor]:
-    """The network's arguments, and the targets, of cases (series, target)."""
+    """The network's arguments and the targets, from cases (series, target)."""
     series, targets = zip(*cases, strict=True)
     return pad(series), torch.stack(targets)
 
 
 class Cases(Dataset):
-    """Prepared series (steps, channels), each with its target."""
+    """Prepared series (steps, channels) with their targets."""
 
     def __init__(self, series: List[Tensor], targets: Tensor) -> None:
         self.series, self.targets = series, targets
@@ -168,10 +170,10 @@ class Cases(Dataset):
 def split_off(
     cases: int, fraction: float, seed: int, labels: Optional[Sequence] = None
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """Indices to train on and, a `fraction` of all, to validate with; drawn by `seed`.
+    """Draws indices to train on and a `fraction` of all cases to validate on.
 
-    Of each of the `labels` one case at least is trained on, and both parts have them in about the
-    same proportions. Where the fraction is less than one case there is no validation set.
+    At least one case of each label is trained on, and both parts have the labels in about the same
+    proportions. There is no validation set if the fraction is less than one case.
     """
     if not isinstance(fraction, Real) or not 0 <= fraction < 1:
         raise ValueError(f"validation_fraction must lie in [0, 1), got {fraction!r}")

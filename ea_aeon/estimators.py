@@ -1,4 +1,4 @@
-"""The EA-DC-Transformer as aeon's, and so scikit-learn's, classifier and regressor."""
+"""The EA-DC-Transformer as a classifier and a regressor for aeon and scikit-learn."""
 
 import inspect
 import os
@@ -21,10 +21,10 @@ from ea_aeon.data import Cases, Preparation, collate, pad, split_off
 from ea_aeon.network import DCTransformer
 
 SCHEDULES = ("constant", "cosine")
-# Of the maps of a batch. Larger ones leave a processor's cache, and prediction takes twice as long.
+# Cells of a batch's maps. Larger maps do not fit into the cache: prediction takes twice as long.
 CACHED_CELLS = 1_000_000
 NETWORK_OPTIONS = tuple(inspect.signature(DCTransformer).parameters)[2:]
-SMALL = {  # for aeon's checks of estimators
+SMALL = {  # for aeon's tests of estimators
     "d_model": 16,
     "ffn_dim": 16,
     "num_blocks": 2,
@@ -35,7 +35,7 @@ SMALL = {  # for aeon's checks of estimators
 
 
 class DCTransformerEstimator:
-    """What the classifier and the regressor share: options, training, prediction, files."""
+    """Base class of the classifier and the regressor: options, training, prediction, files."""
 
     _tags: ClassVar[Dict] = {
         "X_inner_type": ["np-list", "numpy3D"],
@@ -99,7 +99,7 @@ class DCTransformerEstimator:
 
     @property
     def chosen_device(self) -> torch.device:
-        """The device named, or if "auto" the GPU where there is one."""
+        """The given device; for "auto", the GPU if there is one."""
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             return torch.device(automatic if self.device == "auto" else self.device)
@@ -107,7 +107,7 @@ class DCTransformerEstimator:
             raise ValueError(f"device must be auto, cpu, cuda, ...; got {self.device!r}") from error
 
     def check_options(self) -> None:
-        """Raises ValueError, naming the option, for one of training out of range."""
+        """Raises ValueError, naming the option, if one of the training is out of range."""
         for name in ("n_epochs", "batch_size", "patience"):
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < 1:
@@ -122,7 +122,7 @@ class DCTransformerEstimator:
             )
 
     def split(self, cases: int, labels: Optional[Sequence] = None) -> Tuple[np.ndarray, ...]:
-        """Indices of the cases to train on and to validate with, and the seed of the training."""
+        """Indices of the cases to train and to validate on, and the seed of the training."""
         self.check_options()
         seed = int(check_random_state(self.random_state).randint(2**31))
         return (*split_off(cases, self.validation_fraction, seed, labels), seed)
@@ -135,7 +135,7 @@ class DCTransformerEstimator:
         criterion: Type[nn.Module],
         split: Tuple[np.ndarray, np.ndarray, int],
     ) -> None:
-        """Fits the preparation, then the network by skorch."""
+        """Fits the preparation, then trains the network with skorch."""
         training, validation, seed = split
         self.preparation_ = Preparation.fit([X[index] for index in training])
         cases = Cases(self.preparation_(X), targets)
@@ -167,23 +167,23 @@ class DCTransformerEstimator:
             **{f"module__{name}": getattr(self, name) for name in NETWORK_OPTIONS},
         )
         data = Subset(cases, training)
-        with torch.random.fork_rng():  # the caller's random numbers stay as they were
+        with torch.random.fork_rng():  # leaves the caller's random state alone
             torch.manual_seed(seed)
             net.initialize()
             net.notify("on_train_begin", X=data, y=None)
             try:
                 net.fit_loop(data)
-            except KeyboardInterrupt:  # skorch's way to stop early; its fit() hides the user's too
+            except KeyboardInterrupt:  # skorch stops early with it; fit() would also hide Ctrl-C
                 if not len(validation) or stopping.misses_ < self.patience:
                     raise
             net.notify("on_train_end", X=data, y=None)
         self.network_, self.history_ = net.module_, net.history.to_list()
         if not np.isfinite(self.history_[-1]["train_loss"]):
-            raise ValueError(f"training diverged, its loss is not finite; lower lr ({self.lr})")
+            raise ValueError(f"the loss is not finite: training diverged; lower lr={self.lr}")
 
     @torch.no_grad()
     def outputs(self, X: Sequence[np.ndarray]) -> Tensor:
-        """The network's outputs for series as aeon hands them over, (cases, out_features)."""
+        """The network's outputs for series in aeon's format, (cases, out_features)."""
         device = self.chosen_device
         network = self.network_.to(device).eval()
         series = self.preparation_(X)
@@ -199,11 +199,12 @@ class DCTransformerEstimator:
         return torch.stack([found[place] for place in np.argsort(longest_first)])
 
     def save(self, path: Union[str, os.PathLike]) -> None:
-        """Saves the fitted estimator: numbers and options alone, which :meth:`load` reads without
-        running anything from the file. A `random_state` that is a generator is not kept.
+        """Saves the fitted estimator to a file that holds only numbers and options, no code.
+
+        A `random_state` that is a generator is not saved.
 
         Raises:
-            NotFittedError: it is not fitted.
+            NotFittedError: the estimator is not fitted.
         """
         self._check_is_fitted()
         options = self.get_params(deep=False)
@@ -222,16 +223,16 @@ class DCTransformerEstimator:
 
     @classmethod
     def load(cls, path: Union[str, os.PathLike], device: str = "auto") -> "DCTransformerEstimator":
-        """The estimator that :meth:`save` saved, ready to predict on `device`.
+        """Loads an estimator that :meth:`save` saved, for prediction on `device`.
 
         Raises:
-            ValueError: the file holds another kind of estimator, or none.
+            ValueError: the file holds no estimator of this class.
         """
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
         except OSError:
             raise
-        except Exception as error:  # any bytes may stand in a file
+        except Exception as error:  # a file may hold anything
             raise ValueError(f"{path} holds no {cls.__name__}: {error!r}") from error
         if not isinstance(saved, dict) or saved.get("estimator") != cls.__name__:
             raise ValueError(f"{path} holds no {cls.__name__}")
@@ -251,7 +252,7 @@ class DCTransformerEstimator:
 
 
 def as_plain(value: Any) -> Any:
-    """The value with Python's own numbers in place of numpy's, which torch.load refuses."""
+    """Replaces numpy's numbers, which torch.load refuses, by Python's."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (list, tuple)):
@@ -262,23 +263,25 @@ def as_plain(value: Any) -> Any:
 
 
 class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
-    """EA-DC-Transformer classifier of time series, any number of channels, of any lengths.
+    """EA-DC-Transformer classifier of time series with any number of channels and any lengths.
 
-    The network is :class:`ea_aeon.network.DCTransformer`; see there for `d_model` to `learnable`.
-    Channels are standardised by the training series, missing values (NaN) interpolated.
+    The network is :class:`ea_aeon.network.DCTransformer`, which documents `d_model` to `learnable`.
+    Channels are standardised with the training series' statistics; missing values (NaN) are
+    interpolated.
 
     Args:
-        n_epochs: the most epochs to train for.
-        batch_size: series in a batch.
+        n_epochs: maximum number of epochs.
+        batch_size: series per batch.
         lr: learning rate of Adam.
-        lr_schedule: "constant", or "cosine" to let it fall to 0 over the `n_epochs`.
+        lr_schedule: "constant", or "cosine" to decrease it to 0 over `n_epochs`.
         clip_norm: gradients are clipped to this norm.
-        validation_fraction: of the series, split off to stop by; 0 trains for all `n_epochs`.
+        validation_fraction: fraction of the series that decides when to stop; 0 trains for
+            `n_epochs`.
         patience: epochs without a lower validation loss after which training stops. The weights
             of the best epoch are kept.
-        device: "cpu", "cuda", ...; "auto" is the GPU where there is one.
+        device: "cpu", "cuda", ...; "auto" is the GPU if there is one.
         verbose: show a progress bar and the losses.
-        random_state: seed, or numpy's RandomState; the same seed gives the same network on a CPU.
+        random_state: seed or numpy's RandomState; the same seed gives the same network on a CPU.
 
     Attributes:
         classes_: the labels.
@@ -286,7 +289,8 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
         history_: a dict for each epoch: train_loss, valid_loss, dur, ...
 
     Raises:
-        ValueError: an argument out of range, or series unlike the training's; the message names it.
+        ValueError: an argument is out of range, or series do not fit those of the training; the
+            message names it.
     """
 
     def _fit(self, X, y):
@@ -306,7 +310,7 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
         return {"classes": self.classes_.tolist(), "dtype": str(self.classes_.dtype)}
 
     def restore_target(self, state: Dict) -> None:
-        """Takes :meth:`target_state` back."""
+        """Restores what :meth:`target_state` returned."""
         self.classes_ = np.array(state["classes"], dtype=state["dtype"])
         self.n_classes_ = len(self.classes_)
         self._class_dictionary = {label: index for index, label in enumerate(self.classes_)}
@@ -317,10 +321,10 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
 
 
 class EADCTransformerRegressor(DCTransformerEstimator, BaseRegressor):
-    """EA-DC-Transformer regressor of time series, any number of channels, of any lengths.
+    """EA-DC-Transformer regressor of time series with any number of channels and any lengths.
 
-    The same as :class:`EADCTransformerClassifier`, for numbers: the loss is the mean squared error
-    of the standardised target.
+    Like :class:`EADCTransformerClassifier`, but it predicts numbers: the loss is the mean squared
+    error of the standardised target.
     """
 
     def _fit(self, X, y):
@@ -336,11 +340,11 @@ class EADCTransformerRegressor(DCTransformerEstimator, BaseRegressor):
         return self.outputs(X)[:, 0].double().numpy() * self.target_std_ + self.target_mean_
 
     def target_state(self) -> Dict:
-        """Mean and standard deviation of the training's target."""
+        """Mean and standard deviation of the training target."""
         return {"mean": self.target_mean_, "std": self.target_std_}
 
     def restore_target(self, state: Dict) -> None:
-        """Takes :meth:`target_state` back."""
+        """Restores what :meth:`target_state` returned."""
         self.target_mean_, self.target_std_ = state["mean"], state["std"]
 
     @classmethod

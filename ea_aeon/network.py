@@ -18,7 +18,7 @@ class RelativeLogits(nn.Module):
 
     Args:
         head_dim: width of a head.
-        max_distance: steps farther apart share one position.
+        max_distance: steps that are farther apart share one position.
     """
 
     def __init__(self, head_dim: int, max_distance: int) -> None:
@@ -28,7 +28,7 @@ class RelativeLogits(nn.Module):
         nn.init.normal_(self.table, std=head_dim**-0.5)
 
     def forward(self, q: Tensor) -> Tensor:
-        """q (B, H, L, head_dim) -> (B, H, L, L): row i, column j is of distance j - i."""
+        """q (B, H, L, head_dim) -> (B, H, L, L), with distance j - i in row i and column j."""
         length = q.size(2)
         near = min(length - 1, self.max_distance)
         table = self.table[self.max_distance - near : self.max_distance + near + 1]
@@ -37,14 +37,14 @@ class RelativeLogits(nn.Module):
         left = logits[..., :1].expand(-1, -1, -1, far)
         right = logits[..., -1:].expand(-1, -1, -1, far + 1)
         logits = torch.cat([left, logits, right], dim=3)  # distances 1 - L to L
-        # Row i's distances begin at -i: i places later than row 0's. In the flattened rows, which
-        # are 2 L long, that is a step of 2 L - 1 from row to row.
+        # Row i begins with distance -i, which is i places before distance 0. In the flattened rows,
+        # each 2 L long, that is a step of 2 L - 1 from row to row.
         flat = logits.flatten(2).narrow(2, length - 1, length * (2 * length - 1))
         return flat.unflatten(2, (length, -1))[..., :length]
 
 
 class CausalConv(nn.Module):
-    """A dilated convolution over earlier steps, weight-normalised (Salimans & Kingma, 2016)."""
+    """A weight-normalised dilated convolution over earlier steps (Salimans & Kingma, 2016)."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, dilation: int
@@ -65,12 +65,12 @@ class CausalConv(nn.Module):
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over the steps that exist; it returns 0 at the others."""
+    """Batch normalisation over the steps that exist; the output is 0 at all others."""
 
     def forward(self, x: Tensor, exists: Optional[Tensor]) -> Tensor:
         """x (B, L, C), exists (B, L) bool or None if all do -> (B, L, C)."""
         steps = x.flatten(0, 1) if exists is None else x[exists]
-        if self.training and len(steps) == 1:  # it has no variance
+        if self.training and len(steps) == 1:  # a single step has no variance
             steps = F.batch_norm(
                 steps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
@@ -82,13 +82,13 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
 
 class EvolvingSelfAttention(nn.Module):
-    """Self-attention over time with relative positions, whose map evolves from the one before.
+    """Self-attention over time with relative positions, whose map evolves from the previous one.
 
     Args:
         d_model: width of the input.
-        width: of queries, keys, values and output; `num_heads` divides it.
+        width: of queries, keys, values and output; a multiple of `num_heads`.
         evolution: how the map evolves; None in the first block.
-        causal: a step sees itself and earlier ones alone.
+        causal: a step sees only itself and earlier steps.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class EvolvingSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, exists: Optional[Tensor], prev_attn_logits: Map
     ) -> Tuple[Tensor, Tensor]:
-        """x (B, L, d_model), exists (B, L), the map of the layer before (B, H, L, L) or None.
+        """x (B, L, d_model), exists (B, L), the previous layer's map (B, H, L, L) or None.
 
-        Returns (B, L, width), and the map to hand on.
+        Returns (B, L, width) and the map to hand on.
         """
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
@@ -139,11 +139,11 @@ class EvolvingSelfAttention(nn.Module):
 
 
 class AugmentedConv(nn.Module):
-    """A causal convolution with attention beside it, batch normalisation, feed-forward network.
+    """A causal convolution beside attention, then batch normalisation and a feed-forward network.
 
     Args:
-        conv: gives the first channels.
-        attention: gives the others; None if the convolution gives all.
+        conv: computes the first channels.
+        attention: computes the other channels; None if the convolution computes all.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class AugmentedConv(nn.Module):
 
 
 class Block(nn.Module):
-    """Two augmented convolutions of one dilation, and a residual connection around them."""
+    """Two augmented convolutions of one dilation with a residual connection around them."""
 
     def __init__(self, first: AugmentedConv, second: AugmentedConv, d_model: int) -> None:
         super().__init__()
@@ -195,26 +195,27 @@ class Block(nn.Module):
 class DCTransformer(nn.Module):
     """Dilated causal convolutions beside evolving attention, for multivariate time series.
 
-    As the authors' code has it, but for what is wrong there: padding takes no part in anything,
-    relative positions are learned, the output of attention is projected. Instead of one weight for
-    each step of a fixed length, steps are averaged, so that series of any length do.
+    This is the network of the authors' code without its defects: padding has no effect, relative
+    positions are learned, and the output of attention is projected. It averages over steps, where
+    the authors have a weight for each step of a fixed length, so it takes series of any length.
 
     Args:
         in_channels: channels of the series.
         out_features: classes, or 1 for a regression.
         d_model: width.
         ffn_dim: width inside the feed-forward networks.
-        num_blocks: blocks; the k-th has convolutions of dilation 2^k. Attention evolves from the
-            second on.
+        num_blocks: number of blocks; block k, counted from 0, has convolutions of dilation 2^k.
+            Attention evolves from the second block on.
         num_heads: attention heads.
-        attention_dim: how much of `d_model` attention gives, convolutions the rest; 0 is
-            convolutions alone.
+        attention_dim: channels of `d_model` that attention computes, and convolutions the rest; 0
+            means only convolutions.
         kernel_size: steps that a convolution over time sees.
-        max_distance: steps farther apart share a relative position.
+        max_distance: steps that are farther apart share a relative position.
         dropout: of the feed-forward networks and before the output.
-        causal: attention too sees earlier steps alone.
+        causal: attention sees only earlier steps, too.
         alpha, beta, evolution_kernel_size, learnable: as in
-            :class:`evolving_attention.AttentionEvolution`; alpha = beta = 0 hands no maps on.
+            :class:`evolving_attention.AttentionEvolution`; at alpha = beta = 0 no maps are handed
+            on.
 
     Raises:
         ValueError: an argument out of range; the message names it.
@@ -280,7 +281,7 @@ class DCTransformer(nn.Module):
         self.head = nn.Linear(d_model, out_features)
 
     def forward(self, series: Tensor, lengths: Tensor) -> Tensor:
-        """Series (B, L, in_channels), padded on the right, and their lengths (B,), at least 1.
+        """Series (B, L, in_channels), padded on the right, and their lengths (B,), 1 or more.
 
         Returns:
             (B, out_features), class logits or the standardised target.

@@ -1,1 +1,1 @@
-"""Pictures and figures of how attention evolves, for every model here: ``python -m ea_maps``."""
+"""Pictures and measures of evolving attention maps, for all models: ``python -m ea_maps``."""

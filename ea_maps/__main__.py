@@ -1,13 +1,13 @@
-"""How attention evolves, in pictures and figures, for one sentence, image or series.
+"""Draws and measures how attention maps evolve, for one sentence, image or time series.
 
     python -m ea_maps sentence checkpoint_best.pt "zwei junge männer im frei@@ en ." --out maps.png
     python -m ea_maps image ea_deit_small photo.jpg --checkpoint model_best.pth.tar
     python -m ea_maps series vowels.pt JapaneseVowels --case 3
 
-Writes the maps, layers from top to bottom, heads from left to right, and beside them, as
-maps-movement.png, how the entropy of the maps and their Jensen-Shannon distance from those of the
-layer before go from layer to layer; prints these as a table. A second model, plain ones too, is
-put beside the first by --compare.
+Writes a picture of the maps, with layers from top to bottom and heads from left to right. Another
+one, maps-movement.png, shows the entropy of each layer's maps and their Jensen-Shannon distance
+from the previous layer's, which are also printed as a table. --compare puts a second model,
+evolving or plain, beside the first.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def sentence(args: argparse.Namespace) -> Tuple[draw.Figures, Movements]:
     if args.compare:
         other = load(args.compare, args.data)
         if axes != axes_of(other, source, target):
-            raise ValueError(f"--compare: {args.compare} has another dictionary")
+            raise ValueError(f"--compare: {args.compare} has a different dictionary")
         models[args.names[1]] = maps_of(other, source, target)
     figures: draw.Figures = {}
     found: Movements = {}
@@ -63,8 +63,8 @@ def image(args: argparse.Namespace) -> Tuple[draw.Figures, Movements]:
         raise ValueError("--compare-checkpoint and --compare-option need a model: --compare MODEL")
     if args.compare and bool(args.checkpoint) != bool(args.compare_checkpoint):
         raise ValueError(
-            "--checkpoint and --compare-checkpoint must both be given, or neither: trained weights "
-            "beside random ones show nothing"
+            "--checkpoint and --compare-checkpoint must be given together: comparing trained "
+            "weights with random ones shows nothing"
         )
     try:
         picture = Image.open(args.image)
@@ -125,9 +125,9 @@ def build_parser() -> argparse.ArgumentParser:
         "sentence", parents=[common], help="a fairseq checkpoint, translation or RoBERTa"
     )
     command.add_argument("checkpoint", type=Path)
-    command.add_argument("sentence", help="tokenised and in BPE, as the training data is")
+    command.add_argument("sentence", help="tokenised and in BPE, like the training data")
     command.add_argument("--target", help="its translation, also in BPE; default: the model's own")
-    command.add_argument("--data", type=Path, help="data-bin, if not where the training had it")
+    command.add_argument("--data", type=Path, help="data-bin, if it has moved since the training")
     command.add_argument("--compare", type=Path, metavar="CHECKPOINT", help="evolving or plain")
     command.set_defaults(run=sentence)
 
@@ -149,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("model", type=Path)
     command.add_argument("dataset")
-    command.add_argument("--folder", help="holds DATASET/DATASET_TEST.ts; default: aeon's own")
+    command.add_argument("--folder", help="holds DATASET/DATASET_TEST.ts; default: from aeon")
     command.add_argument("--split", choices=["train", "test"], default="test")
     command.add_argument("--case", type=int, default=0, help="number of the series (default: 0)")
     command.add_argument("--compare", type=Path, metavar="MODEL", help="a second model")
@@ -177,5 +177,5 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.INFO)  # fairseq turns all of it on
+    logging.disable(logging.INFO)  # fairseq turns it on
     main()

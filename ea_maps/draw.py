@@ -1,4 +1,4 @@
-"""Maps on paper: layers from top to bottom, heads from left to right, models side by side."""
+"""Draws maps: layers from top to bottom, heads from left to right, models side by side."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,30 +19,30 @@ from evolving_attention import AttentionMap
 from evolving_attention.commands import check_output, whole_or_not_at_all
 
 FORMATS = ("png", "svg", "pdf")
-LABELS = 24  # at most, along a map
-LETTERS = 14  # of a label
-ROOM = 0.12  # inches that a label takes
-COLORS = "Blues"  # one hue from light to dark: safe for the colour-blind, and in print
-CELL = 1.9  # inches of a map, or more if its labels need it
-# Tried one after the other for a letter, those that are installed.
+LABELS = 24  # most labels along a map
+LETTERS = 14  # most letters of a label
+ROOM = 0.12  # inches per label
+COLORS = "Blues"  # one hue from light to dark, for colour-blind readers and for print
+CELL = 1.9  # inches per map, or more if its labels need more
+# For each letter, the first installed font that has it is used.
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "SimHei")
 FONTS += ("PingFang SC", "Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Noto Sans Arabic")
 FONTS += ("Noto Sans Devanagari", "Noto Emoji", "Symbola", "Segoe UI Emoji")
 
 Models = Dict[str, Sequence[AttentionMap]]
-Figures = Dict[Optional[str], Figure]  # by what their files' names end in
+Figures = Dict[Optional[str], Figure]  # by the ending of the file's name
 Cell = Callable[[Axes, str, AttentionMap, int], None]
 
 
 class Look(NamedTuple):
-    """What a model sees of an image, and how.
+    """How a model looks at an image.
 
     Attributes:
-        image: what is left of it after resizing and cropping, (height, width, channels), 0 to 1.
+        image: after resizing and cropping, (height, width, channels), 0 to 1.
         maps: of one forward pass.
-        heat_of: the probabilities of one head of a map over the image, (rows, columns).
-        covers: how far down and to the right these rows and columns reach, in pixels.
-        whose: what these are, in words.
+        heat_of: returns the probabilities of one head of a map over the image, (rows, columns).
+        covers: height and width of the image that these rows and columns cover, in pixels.
+        whose: describes these probabilities, for the caption.
     """
 
     image: np.ndarray
@@ -67,13 +67,13 @@ def draw(
     size: Tuple[float, float] = (CELL, CELL),
     captions: Optional[Dict[str, str]] = None,
 ) -> Figure:
-    """A figure whose cells `cell(axes, model, map, head)` fills; outer axes alone keep labels.
+    """A figure whose cells `cell(axes, model, map, head)` fills; only outer axes have labels.
 
     Args:
-        models: what each model's attentions did, layer by layer; the names are the headings.
-        layers, heads: how many of them to draw at most.
+        models: the maps of each model, layer by layer; the names are the headings.
+        layers, heads: the largest numbers of layers and heads to draw.
         size: width and height of a cell in inches.
-        captions: what to write below each model's maps.
+        captions: text below each model's maps.
     """
     chosen = {
         name: (spread(len(maps), layers), spread(maps[0].attn_probs.size(1), heads))
@@ -100,7 +100,7 @@ def draw(
 
 
 def label(axis: Axis, names: Sequence[str]) -> None:
-    """Writes the names along a map's x or y axis, every n-th if there are many."""
+    """Writes names along the x or y axis of a map; if there are many, only every n-th one."""
     step = -(-len(names) // LABELS)
     short = [x if len(x) <= LETTERS else x[: LETTERS - 1] + "…" for x in names]
     axis.set_ticks(range(0, len(names), step), short[::step], parse_math=False)
@@ -109,7 +109,7 @@ def label(axis: Axis, names: Sequence[str]) -> None:
 def draw_tokens(
     models: Models, queries: Sequence[str], keys: Sequence[str], layers: int, heads: int
 ) -> Figure:
-    """Probabilities between tokens: a row a query, a column a key."""
+    """Probabilities between tokens: a row for each query, a column for each key."""
     width, height = (max(CELL, ROOM * min(len(names), LABELS)) for names in (keys, queries))
 
     def cell(axes: Axes, model: str, attention: AttentionMap, head: int) -> None:
@@ -126,7 +126,7 @@ def draw_tokens(
 
 
 def add_scale(figure: Figure, text: str, vmax: float, cmap: str = COLORS) -> Figure:
-    """The colour scale, from 0, at the right."""
+    """Adds a colour scale that starts at 0, on the right."""
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, vmax), cmap)
     axes = figure.add_axes((1.01, 0.35, 0.008, 0.3))
     axes.set_in_layout(False)
@@ -137,7 +137,7 @@ def add_scale(figure: Figure, text: str, vmax: float, cmap: str = COLORS) -> Fig
 
 
 def draw_image(looks: Dict[str, Look], layers: int, heads: int) -> Figure:
-    """Where each model looks at the image it was given, over that image in grey."""
+    """The attention of each model over its input image in grey."""
     captions = {name: f"{look.whose},\neach map by its own maximum" for name, look in looks.items()}
     greys = {name: stretch(look.image.mean(axis=2)) for name, look in looks.items()}
 
@@ -146,7 +146,7 @@ def draw_image(looks: Dict[str, Look], layers: int, heads: int) -> Figure:
         heat = looks[model].heat_of(attention, head).float().cpu()
         below, right = looks[model].covers
         axes.imshow(greys[model], cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
-        # The less a place is looked at, the more of the image is seen.
+        # Places with little attention show more of the image.
         shown = 0.9 * (heat / heat.max()).sqrt().numpy()
         box = {"extent": (0, right, below, 0), "interpolation": "bilinear"}
         axes.imshow(heat, cmap="plasma", vmin=0, alpha=shown, **box)
@@ -160,12 +160,12 @@ def draw_image(looks: Dict[str, Look], layers: int, heads: int) -> Figure:
 
 
 def stretch(grey: np.ndarray) -> np.ndarray:
-    """Brightness from 0 to 1."""
+    """Stretches brightness to [0, 1]."""
     return (grey - grey.min()) / max(grey.max() - grey.min(), 1e-6)
 
 
 def draw_series(models: Models, series: np.ndarray, layers: int, heads: int) -> Figure:
-    """Probabilities between the steps of a series, (channels, steps), which runs above each map."""
+    """Probabilities between the steps of a series, (channels, steps), drawn above each map."""
 
     def cell(axes: Axes, model: str, attention: AttentionMap, head: int) -> None:
         probs = attention.attn_probs[0, head].float().cpu()
@@ -190,10 +190,10 @@ def draw_series(models: Models, series: np.ndarray, layers: int, heads: int) -> 
 
 
 def draw_movement(movements: Dict[str, Dict[str, List[Movement]]]) -> Figure:
-    """Entropy and distance layer by layer: a row an attention, a line a model.
+    """Entropy and distance by layer: a row for each attention, a line for each model.
 
     Args:
-        movements: for each attention, for each model, its layers.
+        movements: the layers, by attention and by model.
     """
     figure = Figure(figsize=(6.4, 2.2 * len(movements) + 0.3), layout="constrained")
     axes = figure.subplots(len(movements), 2, squeeze=False)
@@ -207,7 +207,7 @@ def draw_movement(movements: Dict[str, Dict[str, List[Movement]]]) -> Figure:
             row[1].plot(numbers, [float(x.distance.mean()) for _, x in moved], **style)
             row[1].plot(numbers, [float(x.mean_distance) for _, x in moved], "--", **style)
         row[0].set_title(f"{attention}: entropy (bits)", fontsize=8)
-        row[1].set_title(f"{attention}: distance from layer before", fontsize=8)
+        row[1].set_title(f"{attention}: distance from previous layer", fontsize=8)
         for axis in row:
             axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
             axis.set_xlim(0.7, max(map(len, models.values())) + 0.3)
@@ -222,22 +222,22 @@ def draw_movement(movements: Dict[str, Dict[str, List[Movement]]]) -> Figure:
 
 
 def named(out: Path, part: Optional[str]) -> Path:
-    """The path of a picture: `out`, with `part` added to the name if there is one."""
+    """The path of a picture: `out`, with `part`, if any, added to the name."""
     return out if part is None else out.with_name(f"{out.stem}-{part}{out.suffix}")
 
 
 def save(figures: Figures, out: Path, overwrite: bool = False) -> List[Path]:
-    """Writes the figures as the suffix of `out` says, all or none; returns their paths."""
+    """Writes all figures or none, in the format of `out`'s suffix, and returns their paths."""
     paths = {named(out, part): figure for part, figure in figures.items()}
     with ExitStack() as stack:
-        for path, figure in reversed(paths.items()):  # so that the last is there last
+        for path, figure in reversed(paths.items()):  # the last file appears last
             part = stack.enter_context(whole_or_not_at_all(path, overwrite))
             figure.savefig(part, dpi=110, bbox_inches="tight", format=path.suffix[1:].lower())
     return list(paths)
 
 
 def check_paths(out: Path, parts: Iterable[Optional[str]], overwrite: bool) -> None:
-    """Raises ValueError or OSError unless these pictures can be written."""
+    """Raises ValueError or OSError if one of these pictures cannot be written."""
     if out.suffix.lstrip(".").lower() not in FORMATS:
         raise ValueError(f"--out must end in .{', .'.join(FORMATS)}, got {out}")
     for part in parts:
@@ -245,6 +245,6 @@ def check_paths(out: Path, parts: Iterable[Optional[str]], overwrite: bool) -> N
 
 
 def fonts() -> List[str]:
-    """Those of FONTS that are installed."""
+    """The installed fonts of FONTS."""
     installed = set(matplotlib.font_manager.get_font_names())
     return [name for name in FONTS if name in installed]

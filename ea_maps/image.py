@@ -21,18 +21,18 @@ Grid = Tuple[int, int]
 
 
 def load(name: str, checkpoint: str = "", **options: Any) -> nn.Module:
-    """timm's model of this name; a plain ViT or DeiT as ours with alpha = beta = 0.
+    """Creates a model of timm; a plain ViT or DeiT becomes ours with alpha = beta = 0.
 
     Raises:
-        ValueError: no such model, or none with attention maps over an image, or options or a
-            checkpoint that do not fit it.
-        FileNotFoundError: no such checkpoint.
+        ValueError: there is no such model, or it has no attention maps over an image, or the
+            options or the checkpoint do not fit it.
+        FileNotFoundError: there is no such checkpoint.
     """
     plain = not name.startswith("ea_")
     evolving = f"ea_{name}" if plain else name
     if not timm.is_model(evolving) or (plain and "resnet" in name):
         raise ValueError(
-            f"the model must be one of {', '.join(timm.list_models('ea_*'))}, or a plain ViT or "
+            f"the model must be one of {', '.join(timm.list_models('ea_*'))}, or the plain ViT or "
             f"DeiT of such a name without ea_, got {name}"
         )
     if checkpoint and not Path(checkpoint).is_file():
@@ -41,28 +41,28 @@ def load(name: str, checkpoint: str = "", **options: Any) -> nn.Module:
         options |= {"alpha": 0.0, "beta": 0.0}
     try:
         model = timm.create_model(evolving, checkpoint_path=checkpoint, **options).eval()
-    except Exception as error:  # whatever timm, torch or the file have against it
+    except Exception as error:  # timm, torch or the file may raise anything
         given = ", ".join(f"{key}={value}" for key, value in options.items()) or "none"
         raise ValueError(
-            f"{name} with options {given} and checkpoint {checkpoint or 'none'} cannot be made; "
+            f"{name} cannot be created with options {given} and checkpoint {checkpoint or 'none'}; "
             f"options must be those of the training (--option num_classes=10): {error}"
         ) from error
     if not isinstance(model, (EvolvingVisionTransformer, EvolvingResNet)):
         raise ValueError(
-            f"{name} must be a classifier, options make a {type(model).__name__} of it"
+            f"{name} must be a classifier, but its options make it a {type(model).__name__}"
         )
     if options.get("in_chans", 3) != 3:
-        raise ValueError(f"in_chans must be 3, for images in colour, got {options['in_chans']}")
+        raise ValueError(f"in_chans must be 3, for colour images, got {options['in_chans']}")
     return model
 
 
 def look(
     model: nn.Module, image: Image.Image, size: Union[int, Sequence[int], None] = None
 ) -> Look:
-    """Runs the model on an image. The class token's row is shown, or the mean of all patches'.
+    """Runs the model on an image, to show the class token's attention or all patches' mean.
 
     Args:
-        size: height and width that the image is brought to; None is the model's own.
+        size: height and width to resize the image to; None means the model's own.
     """
     wanted = {} if size is None else {"input_size": (3, *to_2tuple(size))}
     config = resolve_data_config(wanted, model=model)
@@ -70,7 +70,7 @@ def look(
     grids: Dict[str, Grid] = {}
     pixels = {n: m for n, m in model.named_modules() if isinstance(m, EvolvingAttention2d)}
     handles = [
-        # What the projection gets is pooled already.
+        # The projection's input has been pooled.
         module.kqv.register_forward_pre_hook(grid_keeper(grids, name))
         for name, module in pixels.items()
     ]
@@ -99,7 +99,7 @@ def look(
 
 
 def grid_keeper(grids: Dict[str, Grid], name: str) -> Callable:
-    """A hook that keeps height and width of a module's input."""
+    """A hook that records height and width of a module's input."""
 
     def hook(module: nn.Module, args: Tuple[Tensor, ...]) -> None:
         grids[name] = tuple(args[0].shape[-2:])

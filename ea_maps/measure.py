@@ -1,4 +1,4 @@
-"""How far attention moves from layer to layer, in numbers."""
+"""Measures how far attention moves from layer to layer."""
 
 import math
 from typing import List, NamedTuple, Optional, Sequence
@@ -10,15 +10,15 @@ from evolving_attention import AttentionMap
 
 
 class Movement(NamedTuple):
-    """What an attention does, on average over the queries.
+    """Measures of one attention, averaged over the queries.
 
     Attributes:
         name: of the attention in the model.
         entropy: of each head's probabilities, in bits, (heads,).
-        distance: of each head's map from the same head's in the layer before, (heads,); None in
-            the first layer, and where maps change their size.
-        mean_distance: of the map averaged over the heads, from the one before, (); it is the fair
-            one for a plain model, whose heads are in no order.
+        distance: of each head's map from that of the same head in the previous layer, (heads,);
+            None in the first layer and where the size of maps changes.
+        mean_distance: of the map averaged over the heads from the previous one, (). Use it for
+            comparisons with a plain model, whose heads have no order.
     """
 
     name: str
@@ -35,18 +35,18 @@ def entropy(attn_probs: Tensor) -> Tensor:
 def js_distance(first: Tensor, second: Tensor) -> Tensor:
     """Jensen-Shannon distance over the keys: (..., queries, keys) twice -> (..., queries).
 
-    The square root of the divergence in bits, so 0 for the same probabilities and 1 for those
-    that have no key in common.
+    The square root of the divergence in bits: 0 for equal probabilities, 1 for those that have no
+    key in common.
     """
     both = entropy((first + second) / 2) - (entropy(first) + entropy(second)) / 2
     return both.clamp(min=0).sqrt()
 
 
 def movement(maps: Sequence[AttentionMap]) -> List[Movement]:
-    """Entropy and movement of attentions that follow each other in a stack, layer by layer.
+    """Measures of attentions that follow each other in a stack.
 
-    Their maps are averaged over batch and queries, so all queries must be real: give sentences of
-    one length.
+    They are averages over batch and queries, so no query may be padding: give sentences of one
+    length.
     """
     found: List[Movement] = []
     before: Optional[Tensor] = None
@@ -62,7 +62,7 @@ def movement(maps: Sequence[AttentionMap]) -> List[Movement]:
 
 
 def table(movements: Sequence[Movement]) -> str:
-    """The figures as a Markdown table, a line a layer."""
+    """The measures as a Markdown table, one line per layer."""
     lines = [
         "| attention | entropy (bits) | distance, head by head | distance, mean of heads |",
         "|---|---|---|---|",

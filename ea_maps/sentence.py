@@ -1,4 +1,4 @@
-"""Maps of fairseq checkpoints, for a sentence: translation models and RoBERTa."""
+"""Maps of fairseq checkpoints for a sentence: translation models and RoBERTa."""
 
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import ea_fairseq  # noqa: F401 (registers the models, and lets torch load their checkpoints)
 from evolving_attention import AttentionMap, collect_maps
 
-# What an attention is called in fairseq's modules, and in a picture.
+# Each attention's name in a picture, and in fairseq's modules.
 ATTENTIONS = {
     "encoder": ("encoder.", "self_attn"),
     "decoder": ("decoder.", "self_attn"),
@@ -23,21 +23,21 @@ ATTENTIONS = {
 
 
 class Checkpoint(NamedTuple):
-    """A model of fairseq in evaluation mode, and the task that knows its dictionaries."""
+    """A model of fairseq in evaluation mode, and the task with its dictionaries."""
 
     model: nn.Module
     task: tasks.FairseqTask
 
 
 def load(path: Path, data: Optional[Path] = None) -> Checkpoint:
-    """The checkpoint's model; that of a plain one as ours with alpha = beta = 0.
+    """Loads a checkpoint; a plain model becomes ours with alpha = beta = 0.
 
     Args:
-        data: folder of the dictionaries, if it is no longer where the training had it.
+        data: folder of the dictionaries, if it has moved since the training.
 
     Raises:
-        ValueError: no checkpoint of a model that could evolve.
-        FileNotFoundError: no such file, or no dictionaries.
+        ValueError: the file is no checkpoint of a model that has an evolving counterpart.
+        FileNotFoundError: there is no such file, or there are no dictionaries.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -48,30 +48,30 @@ def load(path: Path, data: Optional[Path] = None) -> Checkpoint:
         state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
         cfg = state["cfg"]
         name = getattr(cfg.model, "_name", None) or cfg.model.arch
-    except Exception as error:  # whatever pickle, torch or fairseq have against it
+    except Exception as error:  # pickle, torch and fairseq may raise anything
         raise ValueError(f"{path} is no checkpoint of fairseq: {error!r}") from error
     if not name.startswith("ea_"):
         if f"ea_{name}" not in ARCH_MODEL_REGISTRY:
-            raise ValueError(f"{path} holds {name}, which there is no evolving model of")
+            raise ValueError(f"{path} holds {name}, which has no evolving counterpart")
         with open_dict(cfg):
             cfg.model._name = cfg.model.arch = f"ea_{name}"
             cfg.model.ea_alpha = cfg.model.ea_beta = 0.0
     try:
         task = tasks.setup_task(cfg.task)
         model = task.build_model(cfg.model)
-    except Exception as error:  # whatever fairseq has against its folder
+    except Exception as error:  # fairseq may raise anything
         raise ValueError(
-            f"{path} needs its dictionaries; if they are not in {getattr(cfg.task, 'data', None)} "
-            f"any longer, --data must name their folder: {error}"
+            f"{path} needs its dictionaries; if they are no longer in "
+            f"{getattr(cfg.task, 'data', None)}, --data must name their folder: {error}"
         ) from error
     if task.source_dictionary is None:
-        raise ValueError(f"{path} holds {name}, which reads no sentences")
+        raise ValueError(f"{path} holds {name}, which does not read sentences")
     try:
         model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
     except RuntimeError as error:
         raise ValueError(
-            f"{path} does not fit its dictionaries, which --data must name if they are not those "
-            f"in {cfg.task.data}: {error}"
+            f"{path} does not fit the dictionaries in {cfg.task.data}; if these are not its own, "
+            f"--data must name their folder: {error}"
         ) from error
     return Checkpoint(model.eval(), task)
 
@@ -82,10 +82,10 @@ def is_translation(checkpoint: Checkpoint) -> bool:
 
 
 def encode(checkpoint: Checkpoint, text: str, target: bool = False) -> Tensor:
-    """Tokens of a text that is in the form of the training data, with the end of sentence.
+    """Tokens, with the end of sentence, of a text in the form of the training data.
 
     Raises:
-        ValueError: no token of it is in the dictionary.
+        ValueError: none of the tokens is in the dictionary, or there are too many.
     """
     dictionary = checkpoint.task.target_dictionary if target else checkpoint.task.source_dictionary
     line = text if is_translation(checkpoint) else f"{dictionary[dictionary.bos()]} {text}"
@@ -94,13 +94,13 @@ def encode(checkpoint: Checkpoint, text: str, target: bool = False) -> Tensor:
     if not known.any():
         raise ValueError(
             f"none of the tokens of {text!r} is in the dictionary: the sentence must be tokenised "
-            "and in BPE as the training data is"
+            "and in BPE, like the training data"
         )
     most = checkpoint.model.max_positions()
     most = most[int(target)] if isinstance(most, tuple) else most
     if tokens.size(1) > most:
         raise ValueError(
-            f"the model takes {most} tokens at most, the sentence has {tokens.size(1)}"
+            f"the model takes at most {most} tokens, the sentence has {tokens.size(1)}"
         )
     return tokens
 
@@ -111,7 +111,7 @@ def names_of(dictionary: Dictionary, tokens: Tensor) -> List[str]:
 
 @torch.no_grad()
 def translate(checkpoint: Checkpoint, source: Tensor) -> Tensor:
-    """The model's own translation, beam 5: (1, tokens), the end of sentence last."""
+    """The model's own translation with beam 5: (1, tokens), ending with the end of sentence."""
     model, task = checkpoint
     generator = task.build_generator([model], GenerationConfig(beam=5))
     lengths = torch.tensor([source.size(1)])
@@ -122,7 +122,7 @@ def translate(checkpoint: Checkpoint, source: Tensor) -> Tensor:
 def maps_of(
     checkpoint: Checkpoint, source: Tensor, target: Optional[Tensor]
 ) -> Dict[str, List[AttentionMap]]:
-    """The maps of one forward pass, by attention; `target` None is an encoder alone."""
+    """The maps of one forward pass, by attention; `target` is None for an encoder."""
     model, _ = checkpoint
     with torch.no_grad(), collect_maps(model) as maps:
         if target is None:
@@ -141,9 +141,9 @@ def maps_of(
 def axes_of(
     checkpoint: Checkpoint, source: Tensor, target: Optional[Tensor]
 ) -> Dict[str, Tuple[List[str], List[str]]]:
-    """The tokens at the queries and at the keys of each attention's map.
+    """The tokens of the queries and of the keys of each attention's map.
 
-    A decoder's queries, and its keys, are what it has read: they begin with the end of sentence.
+    Those of a decoder are its input, which begins with the end of sentence.
     """
     _, task = checkpoint
     read = names_of(task.source_dictionary, source)

@@ -1,4 +1,4 @@
-"""Maps of EA-DC-Transformers, for a time series: aeon's estimators and fairseq's checkpoints."""
+"""Maps of EA-DC-Transformers for a time series: estimators and fairseq checkpoints."""
 
 from pathlib import Path
 from typing import Callable, List, Tuple
@@ -13,17 +13,17 @@ from evolving_attention import AttentionMap, collect_maps
 
 
 def load(path: Path) -> Tuple[nn.Module, Callable]:
-    """The network in a saved estimator or fairseq checkpoint, and what prepares series for it.
+    """Loads the network of a saved estimator or fairseq checkpoint, and its preparation of series.
 
     Raises:
-        ValueError: the file holds neither.
-        FileNotFoundError: there is none.
+        ValueError: the file is neither.
+        FileNotFoundError: there is no such file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # fairseq's hold more than numbers; what else it may be is said below
+    except Exception:  # perhaps a checkpoint of fairseq, which holds other objects, too
         saved = None
     for kind in (EADCTransformerClassifier, EADCTransformerRegressor):
         if isinstance(saved, dict) and saved.get("estimator") == kind.__name__:
@@ -40,7 +40,7 @@ def load_checkpoint(path: Path) -> Tuple[nn.Module, Callable]:
 
     try:
         models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)])
-    except Exception as error:  # whatever pickle, torch or fairseq have against it
+    except Exception as error:  # pickle, torch and fairseq may raise anything
         raise ValueError(
             f"{path} holds neither an estimator of ea_aeon nor a checkpoint of fairseq: {error!r}"
         ) from error
@@ -53,7 +53,7 @@ def load_checkpoint(path: Path) -> Tuple[nn.Module, Callable]:
 def look(
     network: nn.Module, prepare: Callable, case: np.ndarray
 ) -> Tuple[Tensor, List[AttentionMap]]:
-    """The series as the network gets it, (channels, steps), and the maps of one forward pass."""
+    """The network's input, (channels, steps), and the maps of one forward pass."""
     (series,) = prepare([case])
     with torch.no_grad(), collect_maps(network) as maps:
         network(**pad([series]))

@@ -470,9 +470,9 @@ def test_what_does_not_fit_is_named(tmp_path, picture):
     out = ["--out", tmp_path / "maps.png"]
     for args, message in (
         (["--checkpoint", ten], "--option num_classes=10.*size mismatch"),
-        (["--checkpoint", text], "with options .* and checkpoint .*text.txt cannot be made"),
+        (["--checkpoint", text], "cannot be created with options .* and checkpoint .*text.txt;"),
         (["--checkpoint", tmp_path / "none"], "there is no checkpoint"),
-        (["--checkpoint", ten, "--compare", "vit_tiny_patch16_224"], "must both be given"),
+        (["--checkpoint", ten, "--compare", "vit_tiny_patch16_224"], "must be given together"),
         (["--option", "foo=1"], "foo=1"),
         (["--option", "in_chans=1"], "in_chans must be 3, for images in colour, got 1"),
         (["--option", "features_only=True"], "must be a classifier"),
