@@ -474,7 +474,7 @@ def test_what_does_not_fit_is_named(tmp_path, picture):
         (["--checkpoint", tmp_path / "none"], "there is no checkpoint"),
         (["--checkpoint", ten, "--compare", "vit_tiny_patch16_224"], "must be given together"),
         (["--option", "foo=1"], "foo=1"),
-        (["--option", "in_chans=1"], "in_chans must be 3, for images in colour, got 1"),
+        (["--option", "in_chans=1"], "in_chans must be 3, for colour images, got 1"),
         (["--option", "features_only=True"], "must be a classifier"),
     ):
         with pytest.raises(SystemExit, match=f"(?s)ea_maps: error: .*{message}"):
