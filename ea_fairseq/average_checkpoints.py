@@ -1,7 +1,7 @@
 """Averages the weights of checkpoints: ``python -m ea_fairseq.average_checkpoints --help``.
 
-The flags of fairseq's ``scripts/average_checkpoints.py``, which its package does not carry and
-which cannot load fairseq's checkpoints on torch >= 2.6.
+It has the flags of fairseq's ``scripts/average_checkpoints.py``, which is not part of fairseq's
+package and cannot load its checkpoints with torch >= 2.6.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def load(path: Path) -> Dict:
         ) from None
     except OSError:
         raise
-    except Exception as error:  # any bytes may stand in a file, and torch trips over them anyhow
+    except Exception as error:  # a file may hold anything
         raise ValueError(f"{path} is no checkpoint, or a damaged one ({error!r})") from None
     weights = state.get("model") if isinstance(state, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
@@ -42,9 +42,9 @@ def load(path: Path) -> Dict:
 
 
 def average_checkpoints(paths: List[Path]) -> Dict:
-    """The first checkpoint with the mean of all the checkpoints' weights.
+    """The first checkpoint, with the mean weights of all checkpoints.
 
-    Sums are taken in float64, and weights keep the type of the first checkpoint's.
+    Sums are computed in float64; the means get the dtypes of the first checkpoint.
 
     Raises:
         ValueError: no path, or a checkpoint of another model than the first: with weights of other
@@ -82,7 +82,7 @@ def text_of(evolution: Dict[str, Any]) -> str:
 def last_checkpoints(
     folder: Path, count: int, by_updates: bool, upper_bound: Optional[int]
 ) -> List[Path]:
-    """The last `count` checkpoints of epochs, or of updates, that `folder` holds, newest first."""
+    """The last `count` checkpoints of epochs, or of updates, in `folder`, newest first."""
     pattern = r"checkpoint_\d+_(\d+)\.pt" if by_updates else r"checkpoint(\d+)\.pt"
     found = {}
     for path in folder.iterdir():
@@ -90,7 +90,7 @@ def last_checkpoints(
         if match and (upper_bound is None or int(match[1]) <= upper_bound):
             found[int(match[1])] = path
     if len(found) < count:
-        raise ValueError(f"{folder} holds {len(found)} such checkpoints, {count} are wanted")
+        raise ValueError(f"{folder} holds {len(found)} such checkpoints, but {count} are needed")
     return [found[number] for number in sorted(found, reverse=True)[:count]]
 
 
@@ -129,7 +129,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         description="Average the weights of checkpoints into a new one.",
     )
     parser.add_argument(
-        "--inputs", required=True, nargs="+", type=Path, help="checkpoints, or their one folder"
+        "--inputs", required=True, nargs="+", type=Path, help="checkpoints, or one folder of them"
     )
     parser.add_argument("--output", required=True, type=Path, help="the checkpoint to write")
     add_overwrite(parser)
@@ -157,7 +157,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         "--checkpoint-upper-bound",
         type=int,
         metavar="N",
-        help="leave later epochs, or updates, out",
+        help="ignore later epochs, or updates",
     )
     args = parser.parse_args(argv)
     counts = [args.num_epoch_checkpoints, args.num_update_checkpoints, args.num_best_checkpoints]
@@ -169,12 +169,12 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
             "--checkpoint-upper-bound needs --num-epoch-checkpoints or --num-update-checkpoints"
         )
     if by_number and not (len(args.inputs) == 1 and args.inputs[0].is_dir()):
-        parser.error("--inputs must be one folder of checkpoints for a number of checkpoints")
+        parser.error("--inputs must be one folder if a number of its checkpoints is averaged")
     if not by_number:
         folders = [str(path) for path in args.inputs if path.is_dir()]
         if folders:
             parser.error(
-                f"{', '.join(folders)} is a folder: name its checkpoints, or give "
+                f"{', '.join(folders)} is a folder: name its checkpoints, or add "
                 "--num-epoch-checkpoints N or --num-update-checkpoints N"
             )
         missing = [str(path) for path in args.inputs if not path.is_file()]
@@ -185,12 +185,12 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     except OSError as error:
         parser.error(f"--output: {error}")
     if (args.num_best_checkpoints or 0) > len(args.inputs):
-        parser.error(f"--num-best-checkpoints: there are {len(args.inputs)} inputs only")
+        parser.error(f"--num-best-checkpoints: there are only {len(args.inputs)} inputs")
     return args
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    """Averages as the command line says; exits with a message if it cannot."""
+    """Runs the command; exits with a message if it fails."""
     args = parse_args(argv)
     by_number = args.num_epoch_checkpoints or args.num_update_checkpoints
     try:

@@ -1,6 +1,6 @@
 """Makes ``fairseq-train --user-dir ea_fairseq --arch ea_... --help`` show the model's options.
 
-fairseq prints its help before it asks the model for options, so no model's are ever in it.
+fairseq prints its help before it asks the model for its options, so they are never shown.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 
 
 def show_model_options_in_help() -> None:
-    """Lets the parser, when it is about to print help, hold the options of an ``ea_`` arch."""
+    """Adds the options of an ``ea_`` architecture to the parser if help is to be printed."""
     host = options.add_model_args
 
     @functools.wraps(host)

@@ -667,7 +667,7 @@ def test_fairseqs_shortest_command(tmp_path):
         (["--attention-dim", 3], "--attention-dim must be less than d_model"),
         (["--validation-fraction", 0], "leaves no case to validate"),
         (["--dataset-name", "???"], "--dataset-name is missing"),
-        (["--valid-subset", "dev"], "the splits are train, valid and test, not 'dev'"),
+        (["--valid-subset", "dev"], "split must be train, valid or test, got 'dev'"),
     ],
 )
 def test_fairseq_names_bad_options(tmp_path, options, message):
@@ -690,7 +690,7 @@ def test_fairseq_names_unseen_labels_and_other_channels(tmp_path):
         )
 
     test.write_text(text.replace(":up", ":sideways").replace("down up", "down sideways"))
-    with pytest.raises(ValueError, match="labels that the training split has not: sideways"):
+    with pytest.raises(ValueError, match="labels that the training split does not have: sideways"):
         validate()
     head, cases = text.split("@data\n")
     three = [line.split(":")[0] + ":" + line for line in cases.splitlines()]

@@ -1,4 +1,4 @@
-"""The ``time_series`` task's criterion: cross-entropy, or mean squared error, and the metrics."""
+"""The criterion of the ``time_series`` task: cross-entropy or mean squared error, and metrics."""
 
 import math
 from typing import Dict, List, Tuple
@@ -21,7 +21,7 @@ class TimeSeriesCriterion(FairseqCriterion):
         self.unit = task.state.fitted["target_std"] if task.is_regression else 1.0
 
     def forward(self, model, sample: Dict, reduce: bool = True) -> Tuple[Tensor, int, Dict]:
-        """The summed loss, how many cases it is of, and what to log."""
+        """The summed loss, the number of cases, and the values to log."""
         output, target = model(**sample["net_input"]).float(), sample["target"]
         logging_output = {
             "nsentences": sample["nsentences"],

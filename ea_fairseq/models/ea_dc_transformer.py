@@ -25,13 +25,14 @@ class EADCTransformerConfig(EvolutionConfig):
         default=256, metadata={"help": "width inside the feed-forward networks (default: 256)"}
     )
     num_blocks: int = field(
-        default=4, metadata={"help": "blocks, each of twice the dilation (default: 4)"}
+        default=4,
+        metadata={"help": "blocks; the dilation doubles from block to block (default: 4)"},
     )
     num_heads: int = field(default=8, metadata={"help": "attention heads (default: 8)"})
     attention_dim: int = field(
         default=32,
         metadata={
-            "help": "how much of the width is attention's, 0 for convolutions alone (default: 32)"
+            "help": "channels that attention computes, 0 for only convolutions (default: 32)"
         },
     )
     kernel_size: int = field(
@@ -42,9 +43,7 @@ class EADCTransformerConfig(EvolutionConfig):
         metadata={"help": "steps farther apart share a relative position (default: 128)"},
     )
     dropout: float = field(default=0.1, metadata={"help": "default: 0.1"})
-    causal: bool = field(
-        default=False, metadata={"help": "attention sees earlier steps alone, too"}
-    )
+    causal: bool = field(default=False, metadata={"help": "attention sees only earlier steps, too"})
 
 
 @register_model("ea_dc_transformer", dataclass=EADCTransformerConfig)
@@ -57,8 +56,8 @@ class EADCTransformerModel(BaseFairseqModel, StartsFromPlainWeights):
 
     @classmethod
     def build_model(cls, cfg: EADCTransformerConfig, task: FairseqTask) -> "EADCTransformerModel":
-        """Builds the model; raises ValueError, naming the option, if it cannot be."""
-        # aeon, which ea_aeon needs, is installed for time series alone.
+        """Builds the model. Raises ValueError, naming the option, if that is impossible."""
+        # aeon, which ea_aeon needs, is installed only for time series.
         from ea_aeon.network import DCTransformer
 
         check_evolution(cfg)
@@ -86,6 +85,6 @@ class EADCTransformerModel(BaseFairseqModel, StartsFromPlainWeights):
 
     def forward(self, series: Tensor, lengths: Tensor) -> Tensor:
         """Series (batch, steps, channels) and their lengths -> (batch, outputs)."""
-        # fairseq halves the model's weights for --fp16, but its samples not everywhere.
+        # With --fp16, fairseq converts the model's weights, but not all samples.
         series = series.to(self.network.embed.weight.dtype)
         return self.network(series, lengths)

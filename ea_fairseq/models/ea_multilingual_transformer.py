@@ -36,7 +36,7 @@ class EAMultilingualTransformerModel(MultilingualTransformerModel, StartsFromPla
 
     @classmethod
     def build_model(cls, args: Namespace, task: FairseqTask) -> "EAMultilingualTransformerModel":
-        """Builds the model; raises ValueError, naming the option, if it cannot be."""
+        """Builds the model. Raises ValueError, naming the option, if that is impossible."""
         check_names(args, EATransformerConfig)
         pairs = super().build_model(args, task).models
         return cls(

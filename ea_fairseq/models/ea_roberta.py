@@ -44,9 +44,9 @@ class EvolvingRobertaEncoder(RobertaEncoder):
 class EARobertaModel(RobertaModel, StartsFromPlainWeights):
     """fairseq's RoBERTa whose attention maps evolve from layer to layer.
 
-    Every option and method of :class:`fairseq.models.roberta.RobertaModel`, its hub interface and
-    its classification heads included, besides the ``--ea-*`` options of
-    :class:`~ea_fairseq.models.options.EvolutionConfig` and ``--checkpoint-activations``. With
+    It has all options and methods of :class:`fairseq.models.roberta.RobertaModel`, including its
+    hub interface and its classification heads, the ``--ea-*`` options of
+    :class:`~ea_fairseq.models.options.EvolutionConfig`, and ``--checkpoint-activations``. With
     alpha = beta = 0 it is that model.
     """
 
@@ -61,7 +61,7 @@ class EARobertaModel(RobertaModel, StartsFromPlainWeights):
         parser.add_argument(
             "--checkpoint-activations",
             action="store_true",
-            help="compute activations anew in the backward pass, which saves memory",
+            help="recompute activations in the backward pass, to save memory",
         )
         parser.add_argument(
             "--offload-activations",
@@ -72,10 +72,10 @@ class EARobertaModel(RobertaModel, StartsFromPlainWeights):
 
     @classmethod
     def build_model(cls, args: Namespace, task: FairseqTask) -> "EARobertaModel":
-        """Builds the model; raises ValueError, naming the option, if it cannot be."""
+        """Builds the model. Raises ValueError, naming the option, if that is impossible."""
         check_names(args, EvolutionConfig)
         with open_dict(args) if OmegaConf.is_config(args) else nullcontext():
-            base_architecture(args)  # options that a caller or an old checkpoint left out
+            base_architecture(args)  # completes the options of callers and old checkpoints
             if not safe_hasattr(args, "max_positions"):
                 if not safe_hasattr(args, "tokens_per_sample"):
                     args.tokens_per_sample = task.max_positions()
@@ -83,7 +83,7 @@ class EARobertaModel(RobertaModel, StartsFromPlainWeights):
             check_heads("encoder", args.encoder_attention_heads, args.encoder_embed_dim)
             if getattr(args, "mha_heads_to_keep", -1) != -1:
                 raise ValueError(
-                    "--mha-heads-to-keep cannot be used: heads are the channels of a convolution"
+                    "--mha-heads-to-keep cannot be used: heads are the channels of the convolution"
                 )
             encoder = EvolvingRobertaEncoder(args, task.source_dictionary)
         return cls(args, encoder)

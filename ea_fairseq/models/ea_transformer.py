@@ -52,7 +52,7 @@ class EATransformerConfig(TransformerEvolutionConfig, TransformerConfig):
 
 
 def check_config(cfg: EATransformerConfig) -> None:
-    """Raises ValueError, naming the option, where a model cannot be built or cannot evolve."""
+    """Raises ValueError, naming the option, if the model cannot be built or cannot evolve."""
     check_evolution(cfg)
     attentions = set(cfg.ea_attentions.split(","))
     unknown = attentions - set(ATTENTIONS)
@@ -73,14 +73,14 @@ def check_config(cfg: EATransformerConfig) -> None:
         check_heads(side, part.attention_heads, part.embed_dim)
         if part.xformers_att_config:
             raise ValueError(
-                f"--{side}-xformers-att-config cannot be used: xFormers gives no map to evolve"
+                f"--{side}-xformers-att-config cannot be used: xFormers returns no attention map"
             )
     if cfg.base_layers:
-        raise ValueError("--base-layers must be 0: a BASE layer has no attention to hand maps on")
+        raise ValueError("--base-layers must be 0: a BASE layer has no attention map to hand on")
     if cfg.cross_self_attention:
         raise ValueError(
-            "--cross-self-attention cannot be used: source and target share one map there, "
-            "which has no single window"
+            "--cross-self-attention cannot be used: source and target share one attention map, "
+            "which would need two windows"
         )
 
 
@@ -88,7 +88,7 @@ def check_config(cfg: EATransformerConfig) -> None:
 class EATransformerModel(TransformerModel, StartsFromPlainWeights):
     """fairseq's transformer whose attention maps evolve from layer to layer.
 
-    Every option and method of :class:`fairseq.models.transformer.TransformerModel`, besides the
+    It has all options and methods of :class:`fairseq.models.transformer.TransformerModel`, and the
     ``--ea-*`` options of :class:`EATransformerConfig`. With alpha = beta = 0 it is that model.
     """
 
@@ -105,9 +105,9 @@ class EATransformerModel(TransformerModel, StartsFromPlainWeights):
 
     @classmethod
     def build_model(cls, args: Namespace, task: FairseqTask) -> "EATransformerModel":
-        """Builds the model; raises ValueError, naming the option, if it cannot be."""
+        """Builds the model. Raises ValueError, naming the option, if that is impossible."""
         check_names(args, EATransformerConfig)
-        base_architecture(args)  # options that a caller or an old checkpoint left out
+        base_architecture(args)  # completes the options of callers and old checkpoints
         cfg = EATransformerConfig.from_namespace(args)
         check_config(cfg)
         model = super().build_model(cfg, task)
@@ -132,7 +132,7 @@ class EATransformerModel(TransformerModel, StartsFromPlainWeights):
 
 
 def transformer_lite(args: Namespace) -> None:
-    """Transformer-Lite (paper, machine translation): 6 + 6 layers, all of width 160, 4 heads."""
+    """Transformer-Lite (paper, machine translation): 6 + 6 layers of width 160 with 4 heads."""
     for side in ("encoder", "decoder"):
         for option, value in (("embed_dim", 160), ("ffn_embed_dim", 160), ("attention_heads", 4)):
             name = f"{side}_{option}"

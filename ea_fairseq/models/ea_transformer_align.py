@@ -29,8 +29,8 @@ class EATransformerAlignModel(TransformerAlignModel, StartsFromPlainWeights):
 
     @classmethod
     def build_model(cls, args: Namespace, task: FairseqTask) -> "EATransformerAlignModel":
-        """Builds the model; raises ValueError, naming the option, if it cannot be."""
-        transformer_align(args)  # options that a caller or an old checkpoint left out
+        """Builds the model. Raises ValueError, naming the option, if that is impossible."""
+        transformer_align(args)  # completes the options of callers and old checkpoints
         model = EATransformerModel.build_model(args, task)
         return cls(model.encoder, model.decoder, args)
 

@@ -30,7 +30,7 @@ class EvolutionConfig(FairseqDataclass):
     )
     ea_learnable: bool = field(
         default=False,
-        metadata={"help": "learn alpha and beta of each layer, from the given values on"},
+        metadata={"help": "learn alpha and beta of each layer, starting from the given values"},
     )
 
 
@@ -78,8 +78,11 @@ def check_layers(cfg: EvolutionConfig, layers: Mapping[str, int]) -> None:
 def register_architecture(
     model: str, name: str, sizes: Callable, config: Type[EvolutionConfig]
 ) -> None:
-    """Registers architecture `name` of `model`: the sizes set by `sizes`, and the defaults of
-    the ``--ea-*`` options of `config`, which a checkpoint keeps that way."""
+    """Registers the architecture `name` of `model`.
+
+    `sizes` sets its sizes. It also sets the ``--ea-*`` options of `config` to their defaults, so
+    that checkpoints record them.
+    """
 
     def architecture(args: Namespace) -> None:
         for option in fields(config):

@@ -1,4 +1,4 @@
-"""fairseq's multi-head attention with a map that comes in and goes out."""
+"""fairseq's multi-head attention, which takes the previous layer's map and returns its own."""
 
 import logging
 from types import FunctionType
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def renamed(method: Callable, name: str) -> Callable:
-    """The method under another name: how TorchScript, which knows no super(), calls the host's."""
+    """The method under another name: TorchScript does not support super()."""
     copy = FunctionType(
         method.__code__, method.__globals__, name, method.__defaults__, method.__closure__
     )
@@ -24,15 +24,15 @@ def renamed(method: Callable, name: str) -> Callable:
 
 
 class EvolvingMultiheadAttention(MultiheadAttention):
-    """Multi-head attention whose map evolves from the map of the layer before.
+    """Multi-head attention whose map evolves from the map of the previous layer.
 
-    Modifications of fairseq's class: :meth:`forward` takes that map and returns its own as a
-    third value; incremental decoding caches the last rows that the convolution reads; there is
+    It differs from fairseq's class in that :meth:`forward` takes the previous map and also returns
+    its own, that incremental decoding caches the rows that the convolution reads, and that there is
     no `before_softmax`.
 
     Args:
-        evolution: how the map evolves; None in the first layer, which has none to evolve from.
-        others: as in fairseq.
+        evolution: how the map evolves; None in the first layer, which has no previous map.
+        args, kwargs: as in fairseq.
     """
 
     reorder_plain_state = renamed(
@@ -59,14 +59,14 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         query_padding_mask: Optional[Tensor] = None,
         prev_attn_logits: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-        """As in fairseq, besides:
+        """As in fairseq, except for:
 
         Args:
             attn_mask: bool, (tgt_len, src_len), True where a query must not see a key.
             query_padding_mask: bool, (batch, tgt_len), True at padding; in self-attention it
                 follows from `key_padding_mask`.
-            prev_attn_logits: the map of the layer before, (batch, heads, tgt_len, src_len);
-                None is plain attention.
+            prev_attn_logits: the map of the previous layer, (batch, heads, tgt_len, src_len);
+                None for plain attention.
 
         Returns:
             The output, (tgt_len, batch, embed_dim); the probabilities if asked for, (batch,
@@ -85,7 +85,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         )
         if k.size(0) == bsz:
             attn_logits = torch.matmul(q, k.transpose(2, 3))
-        else:  # in beam search the keys of a sentence stand there once for all its beams
+        else:  # in beam search there is one copy of a sentence's keys for all its beams
             q = q.view(k.size(0), -1, self.num_heads, tgt_len, self.head_dim)
             attn_logits = torch.einsum("bxhtd,bhsd->bxhts", q, k).flatten(0, 1)
             if key_padding_mask is not None:
@@ -103,8 +103,8 @@ class EvolvingMultiheadAttention(MultiheadAttention):
 
         scores = attn_logits
         if hidden is not None:
-            # fp16's lowest number: after the softmax 0 as with -inf, but a padded query that has
-            # no key to see gets no NaN.
+            # The lowest number of fp16 becomes 0 in the softmax, like -inf, but a padded query that
+            # sees no key does not become NaN.
             scores = attn_logits.masked_fill(hidden, -65504.0)
         attn_probs = utils.softmax(scores, dim=-1, onnx_trace=self.onnx_trace)
         attn_probs = self.probe(attn_probs, attn_logits)
@@ -138,7 +138,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
     ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
         """Keys and values, (batch, heads, src_len, head_dim), and the mask of their padding.
 
-        With an incremental state they include, or if `static_kv` are, those of earlier calls.
+        With an incremental state they include those of earlier calls, or are those if `static_kv`.
         """
         saved = self._get_input_buffer(incremental_state)
         prev_key: Optional[Tensor] = None
@@ -151,7 +151,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
             k, v, key_padding_mask = prev_key, prev_value, prev_mask
         else:
             assert key is not None and value is not None
-            expanded = key.size(1) == bsz  # the encoder's output is there once a beam
+            expanded = key.size(1) == bsz  # the encoder's output is repeated for each beam
             if static_kv and incremental_state is not None and self.beam_size > 1 and expanded:
                 key, value = key[:, :: self.beam_size], value[:, :: self.beam_size]
                 if key_padding_mask is not None:
@@ -180,7 +180,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         """The evolved map, (batch, heads, tgt_len, src_len); plain logits if there is no map."""
         if self.evolution is None or prev_attn_logits is None:
             return attn_logits
-        # fairseq's activation checkpointing computes anew outside of autocast.
+        # fairseq's activation checkpointing recomputes outside of autocast.
         prev_attn_logits = prev_attn_logits.type_as(attn_logits)
         if incremental_state is None:
             return self.evolution(attn_logits, prev_attn_logits, mask)
@@ -198,7 +198,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]],
         new_order: Tensor,
     ) -> Optional[Dict[str, Dict[str, Optional[Tensor]]]]:
-        """Lets the cached rows follow the beams; each beam has its own, in every attention."""
+        """Also reorders the cached rows, of which each beam has its own in every attention."""
         saved = self.get_incremental_state(incremental_state, "evolution")
         if saved is not None:
             rows = saved["rows"]
@@ -222,7 +222,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
 
 
 class PlainMultiheadAttention(EvolvingMultiheadAttention):
-    """fairseq's attention in the place of one that evolves: it hands no map on."""
+    """fairseq's attention for a layer whose map does not evolve: it hands no map on."""
 
     forward_with_map = renamed(EvolvingMultiheadAttention.forward, "forward_with_map")
 
@@ -242,7 +242,7 @@ class PlainMultiheadAttention(EvolvingMultiheadAttention):
     ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
         """As in :class:`EvolvingMultiheadAttention`, with None for the map."""
         if torch.jit.is_scripting() or self.probe.watched():
-            # fairseq's own forward shows its map to nobody, and TorchScript cannot call it here.
+            # fairseq's own forward does not expose its map, and TorchScript cannot call it here.
             x, attn_probs, _ = self.forward_with_map(
                 query,
                 key,
@@ -279,7 +279,7 @@ class PlainMultiheadAttention(EvolvingMultiheadAttention):
 
 
 def join_masks(attn_mask: Optional[Tensor], key_padding_mask: Optional[Tensor]) -> Optional[Tensor]:
-    """What the softmax must not see, broadcastable to (batch, heads, tgt_len, src_len)."""
+    """Cells that the softmax must not see, broadcastable to (batch, heads, tgt_len, src_len)."""
     if key_padding_mask is None:
         return attn_mask
     padded = key_padding_mask.unsqueeze(1).unsqueeze(2)

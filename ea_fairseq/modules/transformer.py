@@ -1,8 +1,7 @@
-"""fairseq's encoder and decoder, handing each layer's maps to the next.
+"""fairseq's encoder and decoder, which hand each layer's maps to the next.
 
-The loops over the layers are fairseq's own, written anew since they are where the maps flow:
-plain values, from layer to layer, so that activation checkpointing, layer drop and TorchScript
-need nothing special.
+The loops over the layers replace fairseq's, because maps flow there: they are plain values, so that
+activation checkpointing, layer drop and TorchScript need nothing special.
 """
 
 from typing import Dict, List, Optional, Tuple
@@ -24,7 +23,7 @@ def wrap_layer(layer: nn.Module, cfg) -> nn.Module:
     """Activation checkpointing and FSDP around a layer, as fairseq's ``build_*_layer`` do."""
     if cfg.checkpoint_activations:
         layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
-    # A checkpointed layer is wrapped whatever its size.
+    # fairseq wraps checkpointed layers of any size.
     min_params = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
     return fsdp_wrap(layer, min_num_params=min_params)
 
@@ -174,7 +173,7 @@ class EvolvingTransformerDecoder(TransformerDecoderBase):
         tokens: Tensor,
         incremental_state: Optional[Dict[str, Dict[str, Optional[Tensor]]]],
     ) -> Tuple[Tensor, Tensor]:
-        """Embeds tokens, (batch, tgt_len), the last alone with an incremental state.
+        """Embeds tokens (batch, tgt_len), or with an incremental state only the last ones.
 
         Returns (tgt_len, batch, embed_dim) and the tokens that were embedded.
         """

@@ -1,4 +1,4 @@
-"""fairseq's transformer layers with maps that come in and go out."""
+"""fairseq's transformer layers, which take the previous layer's maps and return their own."""
 
 from typing import Any, Dict, Optional, Tuple
 
@@ -84,7 +84,7 @@ class EvolvingTransformerEncoderLayer(TransformerEncoderLayerBase):
         attn_mask: Optional[Tensor] = None,
         prev_attn_logits: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-        """As in fairseq; `prev_attn_logits` is the map of the layer before.
+        """As in fairseq; `prev_attn_logits` is the map of the previous layer.
 
         Returns:
             The output, (src_len, batch, embed_dim); the map to hand on, (batch, heads, src_len,
@@ -180,14 +180,14 @@ class EvolvingTransformerDecoderLayer(TransformerDecoderLayerBase):
         prev_self_attn_logits: Optional[Tensor] = None,
         prev_encoder_attn_logits: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
-        """As in fairseq; `self_attn_mask` is bool, the `prev_*_logits` are the maps of the layer
-        before.
+        """As in fairseq; `self_attn_mask` is bool, and the `prev_*_logits` are the maps of the
+        previous layer.
 
         Returns:
             The output, (tgt_len, batch, embed_dim); the probabilities of the encoder-decoder
-            attention if asked for; the maps to hand on of the self-attention, (batch, heads,
-            tgt_len, tgt_len), and of the encoder-decoder attention, (batch, heads, tgt_len,
-            src_len), each None if it does not evolve.
+            attention if asked for; the maps to hand on, each None if it does not evolve: that of
+            the self-attention, (batch, heads, tgt_len, tgt_len), and that of the encoder-decoder
+            attention, (batch, heads, tgt_len, src_len).
         """
         residual = x
         if self.normalize_before:

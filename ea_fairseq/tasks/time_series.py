@@ -1,4 +1,4 @@
-"""``time_series``: classification and regression of the UEA, UCR and TSER archives' data sets."""
+"""``time_series``: classification and regression on data sets of the UEA, UCR and TSER archives."""
 
 from argparse import ArgumentParser
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING, OmegaConf
 from torch import Tensor
 
-if TYPE_CHECKING:  # aeon is installed for time series alone
+if TYPE_CHECKING:  # aeon is installed only for time series
     from ea_aeon.data import TimeSeries
 
 
@@ -24,24 +24,25 @@ class TimeSeriesConfig(FairseqDataclass):
     dataset_dir: Optional[str] = field(
         default=None,
         metadata={
-            "help": "folder of NAME/NAME_TRAIN.ts, NAME/NAME_TEST.ts, also .ts.gz (default: what "
-            "aeon brings with it or downloads)"
+            "help": "folder of NAME/NAME_TRAIN.ts, NAME/NAME_TEST.ts, also .ts.gz (default: from "
+            "aeon, which includes or downloads it)"
         },
     )
     validation_fraction: float = field(
-        default=0.2, metadata={"help": "of the training split, to validate with (default: 0.2)"}
+        default=0.2,
+        metadata={"help": "fraction of the training split to validate on (default: 0.2)"},
     )
     split_seed: int = field(
-        default=1, metadata={"help": "seed that draws the cases to validate with (default: 1)"}
+        default=1, metadata={"help": "seed for choosing the cases to validate on (default: 1)"}
     )
     seed: int = II("common.seed")
 
 
 class TimeSeriesDataset(FairseqDataset):
-    """Prepared series (steps, channels) and their targets; shuffled anew in each epoch.
+    """Prepared series (steps, channels) and their targets, shuffled in each epoch.
 
     Args:
-        seed: of the order; None keeps that of the file.
+        seed: for shuffling; None keeps the order of the file.
     """
 
     can_reuse_epoch_itr_across_epochs = False
@@ -75,7 +76,7 @@ class TimeSeriesDataset(FairseqDataset):
         return np.random.default_rng((self.seed, self.epoch)).permutation(len(self))
 
     def collater(self, samples: List[Dict]) -> Dict:
-        """A batch; {} of none."""
+        """A batch, or {} of no samples."""
         from ea_aeon.data import pad
 
         if not samples:
@@ -92,9 +93,11 @@ class TimeSeriesDataset(FairseqDataset):
 
 @register_task("time_series", dataclass=TimeSeriesConfig)
 class TimeSeriesTask(FairseqTask):
-    """Splits: "train" and "valid" are parts of the official training split, "test" is the official
-    test split. Standardisation is fitted to "train" alone; it goes into the checkpoint, and so do
-    the class labels of the official training split.
+    """Classification or regression of the time series of one data set.
+
+    The splits "train" and "valid" are parts of the official training split; "test" is the official
+    test split. The statistics for standardisation come from "train" only. They are saved in the
+    checkpoint, as are the class labels of the official training split.
     """
 
     def __init__(self, cfg: TimeSeriesConfig) -> None:
@@ -103,14 +106,14 @@ class TimeSeriesTask(FairseqTask):
 
     @classmethod
     def setup_task(cls, cfg: TimeSeriesConfig, **kwargs) -> "TimeSeriesTask":
-        """The task. Raises ValueError if there is no data set's name."""
+        """Creates the task. Raises ValueError without --dataset-name."""
         if OmegaConf.is_missing(cfg, "dataset_name"):
-            raise ValueError("--dataset-name is missing, for example JapaneseVowels")
+            raise ValueError("--dataset-name is required, for example JapaneseVowels")
         return cls(cfg)
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
-        """Adds the options, and defaults of fairseq-train that suit time series."""
+        """Adds the options, and sets defaults of fairseq-train that suit time series."""
         super().add_args(parser)
         parser.set_defaults(
             criterion="time_series",
@@ -129,7 +132,7 @@ class TimeSeriesTask(FairseqTask):
         return read(self.cfg.dataset_name, split, self.cfg.dataset_dir)
 
     def parts(self, data: "TimeSeries") -> Dict[str, np.ndarray]:
-        """Which cases of the official training split are train's and valid's."""
+        """The cases of the official training split that belong to "train" and to "valid"."""
         from ea_aeon.data import split_off
 
         labels = None if data.is_regression else data.targets
@@ -138,7 +141,7 @@ class TimeSeriesTask(FairseqTask):
         return dict(zip(("train", "valid"), parts, strict=True))
 
     def fit(self) -> Dict:
-        """What is fitted to the training cases: plain numbers and strings, for the checkpoint."""
+        """Statistics and labels of the training cases, for the checkpoint."""
         from ea_aeon.data import Preparation
 
         data = self.read("train")
@@ -169,18 +172,19 @@ class TimeSeriesTask(FairseqTask):
         """Loads "train", "valid" or "test".
 
         Raises:
-            ValueError: no such split, no cases in it, or data unlike those of the training.
+            ValueError: there is no such split, it is empty, or its data do not fit those of the
+                training.
         """
         from ea_aeon.data import Preparation
 
         if split not in ("train", "valid", "test"):
-            raise ValueError(f"the splits are train, valid and test, not {split!r}")
+            raise ValueError(f"split must be train, valid or test, got {split!r}")
         data = self.read("test" if split == "test" else "train")
         chosen = np.arange(len(data.series)) if split == "test" else self.parts(data)[split]
         if not len(chosen):
             raise ValueError(
                 f"--validation-fraction {self.cfg.validation_fraction} leaves no case to validate "
-                "with; raise it, or train with --disable-validation"
+                "on; increase it, or train with --disable-validation"
             )
         fitted = self.state.fitted
         preparation = Preparation(fitted["mean"], fitted["std"])
@@ -191,13 +195,13 @@ class TimeSeriesTask(FairseqTask):
         )
 
     def targets(self, targets: np.ndarray, is_regression: bool) -> Tensor:
-        """Indices of classes, or numbers standardised as in training."""
+        """Class indices, or standardised numbers."""
         fitted = self.state.fitted
         if is_regression != self.is_regression:
             kinds = ("classes", "numbers")
             raise ValueError(
-                f"{self.cfg.dataset_name} has {kinds[is_regression]} to predict, the checkpoint "
-                f"was trained on {kinds[self.is_regression]}"
+                f"{self.cfg.dataset_name} has {kinds[is_regression]} as targets, but the "
+                f"checkpoint was trained on {kinds[self.is_regression]}"
             )
         if is_regression:
             targets = (targets.astype(float) - fitted["target_mean"]) / fitted["target_std"]
@@ -205,8 +209,8 @@ class TimeSeriesTask(FairseqTask):
         unseen = sorted({str(label) for label in targets} - set(fitted["classes"]))
         if unseen:
             raise ValueError(
-                f"{self.cfg.dataset_name} has labels that the training split has not: "
-                f"{', '.join(unseen)}; known are {', '.join(fitted['classes'])}"
+                f"{self.cfg.dataset_name} has labels that the training split does not have: "
+                f"{', '.join(unseen)}; it has {', '.join(fitted['classes'])}"
             )
         return torch.tensor([fitted["classes"].index(str(label)) for label in targets])
 
