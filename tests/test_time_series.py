@@ -666,7 +666,7 @@ def test_fairseqs_shortest_command(tmp_path):
         (["--ea-alpha", 2], "--ea-alpha must lie in"),
         (["--attention-dim", 3], "--attention-dim must be less than d_model"),
         (["--validation-fraction", 0], "leaves no case to validate"),
-        (["--dataset-name", "???"], "--dataset-name is missing"),
+        (["--dataset-name", "???"], "--dataset-name is required"),
         (["--valid-subset", "dev"], "split must be train, valid or test, got 'dev'"),
     ],
 )
