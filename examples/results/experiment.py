@@ -1,0 +1,85 @@
+"""What an experiment is: one task, trained in several settings from the same initial weights."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Tuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Options = Dict[str, Any]  # of the evolving attention: alpha, beta, kernel_size, ...
+
+PLAIN: Options = {"alpha": 0.0, "beta": 0.0}
+
+
+class ExperimentError(Exception):
+    """A command failed or data are missing; the message says where to look."""
+
+
+@dataclass
+class Result:
+    """The outcome of one training.
+
+    Attributes:
+        scores: by name, of the weights after the last update.
+        curve: (update, first score on the validation data) during training.
+        seconds: duration of the training, without evaluation of the test sets.
+    """
+
+    scores: Dict[str, float]
+    curve: List[Tuple[int, float]]
+    seconds: float
+
+
+@dataclass
+class Experiment:
+    """A task and the settings in which it is trained.
+
+    In all settings, the trainings with one seed start from the same weights, apart from those that
+    the plain model does not have, and see the same batches in the same order.
+
+    Attributes:
+        name: of the experiment on the command line and of its folder of results.
+        title: heading in the report.
+        about: model, data and training, in one or two sentences.
+        scores: names of what is measured; the first one is also that of the learning curve.
+        lower_is_better: whether that holds for the first score; all others are better if higher.
+        settings: options of the evolving attention by the setting's name. The first one is "plain",
+            with which the others are compared.
+        seeds: one training for each, in each setting.
+    """
+
+    name: str
+    title: str
+    about: str
+    scores: Tuple[str, ...]
+    lower_is_better: bool
+    settings: Dict[str, Options]
+    seeds: Tuple[int, ...]
+
+    def prepare(self, data: Path, work: Path) -> None:
+        """Writes what all trainings share to the folder `work`, unless it is there."""
+        raise NotImplementedError
+
+    def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
+        """Trains once. `run` is an empty folder for logs and checkpoints."""
+        raise NotImplementedError
+
+
+def python(arguments: Iterable[object], log: Path) -> str:
+    """Runs Python with these arguments on one thread. Returns its output, which `log` keeps.
+
+    Raises:
+        ExperimentError: the command failed.
+    """
+    line = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with log.open("w") as file:
+        file.write(" ".join(line) + "\n")
+        file.flush()
+        status = subprocess.run(line, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    if status.returncode:
+        raise ExperimentError(f"a command failed; its output is in {log}")
+    return log.read_text()

@@ -1,0 +1,92 @@
+"""The experiments of docs/results.md."""
+
+from typing import Dict
+
+from experiment import PLAIN, Experiment
+from with_fairseq import MASKED_LM, TRANSLATION, MaskedLM, Translation
+from with_timm import Images
+
+FAIRSEQ_SETTINGS = {"plain": PLAIN, "evolving": {"alpha": 0.1, "beta": 0.1}}
+TIMM_SETTINGS = {"plain": PLAIN, "evolving": {"alpha": 0.5, "beta": 1.0}}
+ABLATIONS = {
+    "residual": {"alpha": 0.1, "beta": 0.0},
+    "convolution": {"alpha": 0.0, "beta": 0.1},
+    "kernel-1": {"alpha": 0.1, "beta": 0.1, "kernel_size": 1},
+    "kernel-5": {"alpha": 0.1, "beta": 0.1, "kernel_size": 5},
+    "alpha-0.3": {"alpha": 0.3, "beta": 0.1},
+    "alpha-0.5": {"alpha": 0.5, "beta": 0.1},
+    "beta-0.3": {"alpha": 0.1, "beta": 0.3},
+    "beta-0.5": {"alpha": 0.1, "beta": 0.5},
+    "both-0.5": {"alpha": 0.5, "beta": 0.5},
+    "learned": {"alpha": 0.1, "beta": 0.1, "learnable": True},
+}
+ROBERTA = (
+    "RoBERTa with 4 layers of width 128 and 4 heads, 1,000 updates of 2,048 tokens with Adam, "
+    "learning rate 2e-3, on "
+)
+
+EXPERIMENTS: Dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        MaskedLM(
+            name="masked-lm-captions",
+            title="Masked language model of captions",
+            about=ROBERTA + "the English side of Multi30k (29,000 captions, vocabulary of 4,000).",
+            scores=("validation loss, bits",),
+            lower_is_better=True,
+            settings=FAIRSEQ_SETTINGS | ABLATIONS,
+            seeds=(1, 2, 3, 4, 5),
+            plain_arch="roberta",
+            arch="ea_roberta",
+            recipe=MASKED_LM,
+            updates=1000,
+            every=100,
+            captions=True,
+        ),
+        MaskedLM(
+            name="masked-lm-glue",
+            title="Masked language model of CoLA and RTE",
+            about=ROBERTA + "the training sentences of CoLA and RTE (vocabulary of 4,000).",
+            scores=("validation loss, bits",),
+            lower_is_better=True,
+            settings=FAIRSEQ_SETTINGS,
+            seeds=(1, 2, 3),
+            plain_arch="roberta",
+            arch="ea_roberta",
+            recipe=MASKED_LM,
+            updates=1000,
+            every=100,
+            captions=False,
+        ),
+        Translation(
+            name="translation",
+            title="Translation, Multi30k German to English",
+            about="Transformer with 3 layers on either side of width 128 and 4 heads, 1,200 "
+            "updates of 2,048 tokens with Adam, learning rate 2e-3; beam 5.",
+            scores=("validation loss, bits", "BLEU test_2016_flickr", "BLEU test_2017_flickr"),
+            lower_is_better=True,
+            settings=FAIRSEQ_SETTINGS,
+            seeds=(1, 2, 3),
+            plain_arch="transformer",
+            arch="ea_transformer",
+            recipe=TRANSLATION,
+            updates=1200,
+            every=200,
+        ),
+        Images(
+            name="images",
+            title="Image classification, CIFAR-10",
+            about="ViT with 6 blocks of width 96 and 3 heads, patches of 4 pixels, 15,000 training "
+            "images, 6 epochs of AdamW, batches of 64, learning rate 1e-3.",
+            scores=("accuracy, %", "minus cross-entropy"),
+            lower_is_better=False,
+            settings=TIMM_SETTINGS,
+            seeds=(1, 2, 3),
+            model="ea_vit_tiny",
+            model_options=dict(img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3),
+            epochs=6,
+            batch_size=64,
+            lr=1e-3,
+        ),
+    )
+}

@@ -1,0 +1,123 @@
+"""Trains what docs/results.md reports, one job per experiment, setting and seed.
+
+    python examples/results/run.py masked-lm-captions --data FOLDER
+    python examples/results/report.py
+
+FOLDER holds what the experiment needs: `multi30k/` (train.en, val.de, test_2016_flickr.de, ...; also
+as .gz), `glue/` (CoLA and RTE as GLUE distributes them), or `cifar10/cifar10_15000.tar.gz` (class
+folders in train/ and val/). Each finished job writes a JSON file. A job whose file exists is not run
+again, so the same command continues after an interruption.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+import torch
+from experiment import ROOT, Experiment, ExperimentError
+from experiments import EXPERIMENTS
+
+import evolving_attention
+from evolving_attention.commands import whole_or_not_at_all
+
+RESULTS = Path(__file__).parent / "json"
+Job = Tuple[Experiment, str, int]  # its setting and seed
+
+
+def path_of(folder: Path, job: Job) -> Path:
+    experiment, setting, seed = job
+    return folder / experiment.name / f"{setting}-seed{seed}.json"
+
+
+def machine() -> Dict[str, str]:
+    """What the figures depend on besides the settings."""
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        names = [x for x in information.read_text().splitlines() if x.startswith("model name")]
+        processor = names[0].partition(": ")[2] if names else processor
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "processor": processor,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "evolving_attention": evolving_attention.__version__,
+        "commit": commit,
+    }
+
+
+def run(job: Job, data: Path, work: Path, folder: Path) -> None:
+    """Runs one job and writes its JSON file."""
+    experiment, setting, seed = job
+    options = experiment.settings[setting]
+    experiment.prepare(data, work)
+    with tempfile.TemporaryDirectory(prefix=f"{experiment.name}-", dir=work) as name:
+        try:
+            result = experiment.train(options, seed, work, Path(name))
+        except ExperimentError as error:  # the log goes with the folder
+            logs = sorted(Path(name).glob("*.log"), key=lambda path: path.stat().st_mtime)
+            tail = "".join(logs[-1].read_text().splitlines(keepends=True)[-20:]) if logs else ""
+            raise ExperimentError(f"{error}, which ends:\n{tail}") from None
+    content = {
+        "experiment": experiment.name,
+        "setting": setting,
+        "options": options,
+        "seed": seed,
+        **dataclasses.asdict(result),
+        "machine": machine(),
+    }
+    path = path_of(folder, job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_or_not_at_all(path) as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiments", nargs="+", choices=EXPERIMENTS, metavar="EXPERIMENT")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the experiment's")
+    parser.add_argument("--settings", nargs="+", help="default: all of the experiment")
+    parser.add_argument("--work", type=Path, default=Path("results-work"), help="prepared data")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")
+    args = parser.parse_args()
+    jobs: List[Job] = []
+    for name in args.experiments:
+        experiment = EXPERIMENTS[name]
+        settings = args.settings or list(experiment.settings)
+        if unknown := set(settings) - set(experiment.settings):
+            parser.error(
+                f"--settings: {name} has no {', '.join(sorted(unknown))}; it has "
+                f"{', '.join(experiment.settings)}"
+            )
+        for seed in args.seeds or experiment.seeds:
+            jobs += [(experiment, setting, seed) for setting in settings]
+    left = [job for job in jobs if not path_of(args.out, job).exists()]
+    args.work.mkdir(parents=True, exist_ok=True)
+    print(f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done before", flush=True)
+    start = time.monotonic()
+    for number, job in enumerate(left, 1):
+        experiment, setting, seed = job
+        print(f"{number}/{len(left)}: {experiment.name}, {setting}, seed {seed}", flush=True)
+        try:
+            run(job, args.data.resolve(), args.work.resolve(), args.out)
+        except ExperimentError as error:
+            sys.exit(f"run.py: error: {error}")
+        minutes = (time.monotonic() - start) / 60
+        rest = minutes / number * (len(left) - number)
+        print(f"    done after {minutes:.0f} minutes, about {rest:.0f} left", flush=True)
+
+
+if __name__ == "__main__":
+    main()

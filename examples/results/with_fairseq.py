@@ -1,0 +1,150 @@
+"""Experiments with fairseq: masked language models and translation."""
+
+import gzip
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+from experiment import ROOT, Experiment, ExperimentError, Options, Result, python
+
+TESTS = ("test_2016_flickr", "test_2017_flickr")  # of Multi30k
+
+
+@dataclass
+class FairseqExperiment(Experiment):
+    """A training by `fairseq-train` that begins with a plain checkpoint in all settings.
+
+    Attributes:
+        plain_arch: fairseq's architecture of that checkpoint.
+        arch: ours.
+        recipe: the other arguments of `fairseq-train`.
+        updates: how many.
+        every: updates between two validations.
+    """
+
+    plain_arch: str
+    arch: str
+    recipe: str
+    updates: int
+    every: int
+
+    def data_bin(self, work: Path) -> Path:
+        """The folder with the binarised data."""
+        raise NotImplementedError
+
+    def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
+        fairseq_train = ["-m", "fairseq_cli.train", self.data_bin(work)]
+        fairseq_train += ["--user-dir", ROOT / "ea_fairseq", "--seed", seed, *self.recipe.split()]
+        start = work / f"{self.name}-start{seed}" / "checkpoint_last.pt"
+        if not start.exists():
+            once = "--max-update 1 --lr 1e-30 --disable-validation --no-epoch-checkpoints".split()
+            once += ["--arch", self.plain_arch, "--save-dir", start.parent]
+            python([*fairseq_train, *once], run / "start.log")
+        given = [text for option in options.items() for text in as_argument(*option)]
+        given += ["--arch", self.arch, "--finetune-from-model", start, "--save-dir", run]
+        given += ["--max-update", self.updates, "--validate-interval-updates", self.every]
+        given += "--no-epoch-checkpoints --log-format json --log-interval 100".split()
+        log = python([*fairseq_train, *given], run / "train.log")
+        curve = [
+            (int(valid["valid_num_updates"]), float(valid["valid_loss"]))
+            for valid in map(json.loads, re.findall(r"\| valid \| (\{.*\})", log))
+        ]
+        (seconds,) = re.findall(r"done training in ([\d.]+) seconds", log)
+        scores = {self.scores[0]: curve[-1][1], **self.evaluate(work, run)}
+        return Result(scores, curve, float(seconds))
+
+    def evaluate(self, work: Path, run: Path) -> Dict[str, float]:
+        """The scores other than the validation loss."""
+        return {}
+
+
+@dataclass
+class MaskedLM(FairseqExperiment):
+    """Masked language modelling on the training sentences of GLUE tasks, or on captions.
+
+    Attributes:
+        captions: Multi30k's English side instead of CoLA and RTE.
+    """
+
+    captions: bool
+
+    def data_bin(self, work: Path) -> Path:
+        return work / self.name
+
+    def prepare(self, data: Path, work: Path) -> None:
+        if self.data_bin(work).exists():
+            return
+        source = ["--raw", data / "glue", "--tasks", "CoLA", "RTE"]
+        if self.captions:
+            texts = [unpack(data / "multi30k" / f"{name}.en", work) for name in ("train", "val")]
+            source = ["--text", texts[0], "--valid", texts[1]]
+        source += ["--vocabulary", 4000, "--out", self.data_bin(work), "--workers", 1]
+        python([ROOT / "examples/glue/prepare.py", "text", *source], work / f"{self.name}.log")
+
+
+@dataclass
+class Translation(FairseqExperiment):
+    """Multi30k, German to English, scored by sacreBLEU, beam 5, ignoring case."""
+
+    def data_bin(self, work: Path) -> Path:
+        return work / "multi30k" / "data-bin"
+
+    def prepare(self, data: Path, work: Path) -> None:
+        if self.data_bin(work).exists():
+            return
+        source = ["multi30k", "--raw", data / "multi30k", "--tests", ",".join(TESTS)]
+        source += ["--out", work / "multi30k", "--workers", 1]
+        python([ROOT / "examples/translation/prepare.py", *source], work / "multi30k.log")
+
+    def evaluate(self, work: Path, run: Path) -> Dict[str, float]:
+        return {
+            score: self.bleu("test" if index == 0 else f"test{index}", work, run)
+            for index, score in enumerate(self.scores[1:])
+        }
+
+    def bleu(self, subset: str, work: Path, run: Path) -> float:
+        """sacreBLEU of one test set."""
+        from sacrebleu import corpus_bleu
+
+        given = ["-m", "fairseq_cli.generate", self.data_bin(work), "--gen-subset", subset]
+        given += ["--user-dir", ROOT / "ea_fairseq", "--path", run / "checkpoint_last.pt", "--cpu"]
+        given += "--batch-size 64 --required-batch-size-multiple 1 --beam 5 --remove-bpe".split()
+        given += "--source-lang de --target-lang en --tokenizer moses".split()
+        log = python(given, run / f"{subset}.log")
+        lines = dict(re.findall(r"^D-(\d+)\t[^\t]*\t(.*)$", log, flags=re.MULTILINE))
+        translations = [lines[str(number)] for number in range(len(lines))]
+        references = (work / "multi30k" / "raw" / f"{subset}.en").read_text().splitlines()
+        return corpus_bleu(translations, [references], lowercase=True).score
+
+
+def as_argument(name: str, value: object) -> List[str]:
+    """An option of the evolving attention on fairseq's command line."""
+    flag = f"--ea-{name.replace('_', '-')}"
+    return [flag] if value is True else [flag, str(value)]
+
+
+def unpack(path: Path, folder: Path) -> Path:
+    """Copies a text file, which may be gzipped, and returns the copy."""
+    packed = path.with_name(path.name + ".gz")
+    if not path.is_file() and not packed.is_file():
+        raise ExperimentError(f"--data: there is neither {path} nor {packed.name}")
+    with path.open("rb") if path.is_file() else gzip.open(packed) as source:
+        with (folder / path.name).open("wb") as target:
+            shutil.copyfileobj(source, target)
+    return folder / path.name
+
+
+MASKED_LM = """--task masked_lm --criterion masked_lm
+    --encoder-layers 4 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512
+    --encoder-attention-heads 4 --sample-break-mode complete_doc --tokens-per-sample 128
+    --max-tokens 2048 --required-batch-size-multiple 1 --skip-invalid-size-inputs-valid-test
+    --optimizer adam --adam-betas (0.9,0.98) --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 1.0
+    --lr-scheduler polynomial_decay --lr 2e-3 --warmup-updates 100 --total-num-update 1000
+    --cpu --num-workers 0"""
+
+TRANSLATION = """--share-all-embeddings --optimizer adam --adam-betas (0.9,0.98) --lr 2e-3
+    --lr-scheduler inverse_sqrt --warmup-updates 400 --dropout 0.1 --max-tokens 2048
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --cpu --num-workers 0"""

@@ -1,0 +1,138 @@
+"""Experiments with timm: classification of CIFAR-10's small images."""
+
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Tuple
+
+import timm
+import torch
+from experiment import Experiment, ExperimentError, Options, Result
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ea_timm  # noqa: F401 (registers the models)
+
+CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+
+
+@dataclass
+class Images(Experiment):
+    """A model of ea_timm on an ImageFolder of CIFAR-10, with random crops and flips.
+
+    Attributes:
+        model: timm's name of it.
+        model_options: for `timm.create_model`.
+        epochs, batch_size, lr: of the training by AdamW, with a cosine schedule.
+    """
+
+    model: str
+    model_options: Dict[str, Any]
+    epochs: int
+    batch_size: int
+    lr: float
+
+    def prepare(self, data: Path, work: Path) -> None:
+        target = work / "cifar10.pt"
+        if not target.exists():
+            torch.save(read_images(data / "cifar10" / "cifar10_15000.tar.gz"), target)
+
+    def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
+        torch.set_num_threads(1)
+        images, labels, test_images, test_labels = torch.load(work / "cifar10.pt")
+        model = self.build(options, seed)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.05)
+        steps = len(labels) // self.batch_size
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=steps)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * (self.epochs - 1))
+        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [steps])
+        order = torch.Generator().manual_seed(seed)
+        curve = []
+        start = time.perf_counter()
+        testing = 0.0
+        for epoch in range(1, self.epochs + 1):
+            model.train()
+            for batch in torch.randperm(len(labels), generator=order).split(self.batch_size)[
+                :steps
+            ]:
+                logits = model(augment(images[batch], order))
+                loss = F.cross_entropy(logits, labels[batch], label_smoothing=0.1)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+            before = time.perf_counter()
+            loss, accuracy = evaluate(model, test_images, test_labels)
+            testing += time.perf_counter() - before
+            curve.append((epoch * steps, accuracy))
+            with (run / "train.log").open("a") as log:
+                log.write(f"epoch {epoch}: test loss {loss:.4f}, accuracy {accuracy:.2f}\n")
+        seconds = time.perf_counter() - start - testing
+        return Result(dict(zip(self.scores, (accuracy, -loss), strict=True)), curve, seconds)
+
+    def build(self, options: Options, seed: int) -> nn.Module:
+        """The model in this setting, whose other weights are those of the plain model."""
+        plain, model = (
+            self.create(setting, seed) for setting in ({"alpha": 0.0, "beta": 0.0}, options)
+        )
+        weights = {k: v for k, v in plain.state_dict().items() if ".evolution." not in k}
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        assert not unexpected and all(".evolution." in name for name in missing)
+        return model
+
+    def create(self, options: Options, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return timm.create_model(self.model, num_classes=10, **self.model_options, **options)
+
+
+def read_images(archive: Path) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training images (N, 3, 32, 32) and labels (N,), then those of the test, as bytes."""
+    if not archive.is_file():
+        raise ExperimentError(f"--data: there is no {archive}")
+    found: Dict[str, Tuple[list, list]] = {"train": ([], []), "val": ([], [])}
+    with tarfile.open(archive) as tar:
+        for member in sorted((m for m in tar if m.isfile()), key=lambda m: m.name):
+            *_, split, name, _ = member.name.split("/")
+            with Image.open(tar.extractfile(member)) as image:
+                pixels = torch.frombuffer(
+                    bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8
+                )
+            images, labels = found[split]
+            images.append(pixels.view(32, 32, 3).permute(2, 0, 1))
+            labels.append(CLASSES.index(name))
+    return tuple(
+        x for pair in found.values() for x in (torch.stack(pair[0]), torch.tensor(pair[1]))
+    )
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Bytes -> numbers around 0."""
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
+    return (images / 255 - mean) / std
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Random crops after padding by 4 pixels, and random flips, of (B, 3, 32, 32)."""
+    padded = F.pad(normalise(images), (4, 4, 4, 4))
+    top, left = torch.randint(0, 9, (2, len(images)), generator=generator)
+    pixels = torch.arange(32)
+    columns = torch.where(
+        torch.rand(len(images), 1, generator=generator) < 0.5, pixels, pixels.flip(0)
+    )
+    rows = (top[:, None] + pixels)[:, :, None]  # (B, 32, 1)
+    columns = (left[:, None] + columns)[:, None, :]  # (B, 1, 32)
+    batch = torch.arange(len(images))[:, None, None]
+    return padded.permute(0, 2, 3, 1)[batch, rows, columns].permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Tuple[float, float]:
+    """Cross-entropy, and accuracy in per cent."""
+    model.eval()
+    logits = torch.cat([model(normalise(batch)) for batch in images.split(250)])
+    loss = F.cross_entropy(logits, labels).item()
+    return loss, 100 * (logits.argmax(dim=1) == labels).float().mean().item()
