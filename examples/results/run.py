@@ -3,10 +3,10 @@
     python examples/results/run.py masked-lm-captions --data FOLDER
     python examples/results/report.py
 
-FOLDER holds what the experiment needs: `multi30k/` (train.en, val.de, test_2016_flickr.de, ...; also
-as .gz), `glue/` (CoLA and RTE as GLUE distributes them), or `cifar10/cifar10_15000.tar.gz` (class
-folders in train/ and val/). Each finished job writes a JSON file. A job whose file exists is not run
-again, so the same command continues after an interruption.
+FOLDER holds what the experiment needs: `multi30k/` (train.en, val.de, test_2016_flickr.de, ...;
+also as .gz), `glue/` (CoLA and RTE as GLUE distributes them), or `cifar10/cifar10_15000.tar.gz`
+(class folders in train/ and val/). Each finished job writes a JSON file. A job whose file exists is
+not run again, so the same command continues after an interruption.
 """
 
 import argparse

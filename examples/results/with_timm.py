@@ -135,4 +135,5 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Tuple[float, f
     model.eval()
     logits = torch.cat([model(normalise(batch)) for batch in images.split(250)])
     loss = F.cross_entropy(logits, labels).item()
-    return loss, 100 * (logits.argmax(dim=1) == labels).float().mean().item()
+    right = (logits.argmax(dim=1) == labels).sum().item()
+    return loss, 100 * right / len(labels)
