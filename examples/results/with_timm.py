@@ -55,9 +55,8 @@ class Images(Experiment):
         testing = 0.0
         for epoch in range(1, self.epochs + 1):
             model.train()
-            for batch in torch.randperm(len(labels), generator=order).split(self.batch_size)[
-                :steps
-            ]:
+            batches = torch.randperm(len(labels), generator=order).split(self.batch_size)
+            for batch in batches[:steps]:
                 logits = model(augment(images[batch], order))
                 loss = F.cross_entropy(logits, labels[batch], label_smoothing=0.1)
                 optimizer.zero_grad()
@@ -98,14 +97,17 @@ def read_images(archive: Path) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         for member in sorted((m for m in tar if m.isfile()), key=lambda m: m.name):
             *_, split, name, _ = member.name.split("/")
             with Image.open(tar.extractfile(member)) as image:
-                pixels = torch.frombuffer(
-                    bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8
-                )
+                content = bytearray(image.convert("RGB").tobytes())
+            pixels = torch.frombuffer(content, dtype=torch.uint8)
             images, labels = found[split]
             images.append(pixels.view(32, 32, 3).permute(2, 0, 1))
             labels.append(CLASSES.index(name))
-    return tuple(
-        x for pair in found.values() for x in (torch.stack(pair[0]), torch.tensor(pair[1]))
+    (images, labels), (test_images, test_labels) = found.values()
+    return (
+        torch.stack(images),
+        torch.tensor(labels),
+        torch.stack(test_images),
+        torch.tensor(test_labels),
     )
 
 

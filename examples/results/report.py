@@ -1,0 +1,227 @@
+"""Makes the tables and plots of docs/results.md, and the README's summary, from the JSON files alone.
+
+    python examples/results/report.py
+
+A paired difference is that of two trainings with the same seed: one in a setting, one of the plain
+model. Its interval is the 95 % confidence interval of Student's t distribution.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import matplotlib
+import numpy as np
+from experiment import ROOT, Experiment
+from experiments import EXPERIMENTS
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+
+RESULTS = Path(__file__).parent / "json"
+COLORS = {"plain": "#000000", "evolving": "#D55E00"}
+
+
+@dataclass
+class Comparison:
+    """A setting beside the plain model, over the seeds that both have.
+
+    Attributes:
+        plain, ours: means over the seeds.
+        difference: mean of the paired differences, ours - plain.
+        error: standard error of that mean; None for a single pair.
+        interval: the mean may be this far off with 95 % confidence; None for a single pair.
+        time: ratio of the training times, median over the pairs.
+    """
+
+    seeds: List[int]
+    plain: float
+    ours: float
+    difference: float
+    error: Optional[float]
+    interval: Optional[float]
+    time: float
+
+    def verdict(self, lower_is_better: bool) -> str:
+        """Better, worse, or no clear difference."""
+        if self.interval is None or abs(self.difference) <= self.interval:
+            return "no clear difference"
+        return "better" if (self.difference < 0) == lower_is_better else "worse"
+
+
+def read(folder: Path, experiment: Experiment) -> Dict[str, Dict[int, dict]]:
+    """The results of an experiment by setting and seed.
+
+    Raises:
+        ValueError: a file was made with other options than the experiment now has.
+    """
+    found: Dict[str, Dict[int, dict]] = {}
+    for setting, options in experiment.settings.items():
+        for seed in experiment.seeds:
+            path = folder / experiment.name / f"{setting}-seed{seed}.json"
+            if path.exists():
+                result = json.loads(path.read_text(encoding="utf-8"))
+                if result["options"] != options:
+                    raise ValueError(f"{path} has options {result['options']}, not {options}")
+                found.setdefault(setting, {})[seed] = result
+    return found
+
+
+def compare(plain: Dict[int, dict], ours: Dict[int, dict], score: str) -> Optional[Comparison]:
+    """The comparison by one score; None without a common seed."""
+    seeds = sorted(plain.keys() & ours.keys())
+    if not seeds:
+        return None
+    before, after = ([side[seed]["scores"][score] for seed in seeds] for side in (plain, ours))
+    differences = np.subtract(after, before)
+    error = interval = None
+    if len(seeds) > 1:
+        error = float(differences.std(ddof=1) / math.sqrt(len(seeds)))
+        interval = float(student.ppf(0.975, len(seeds) - 1) * error)
+    times = [ours[seed]["seconds"] / plain[seed]["seconds"] for seed in seeds]
+    return Comparison(
+        seeds,
+        float(np.mean(before)),
+        float(np.mean(after)),
+        float(differences.mean()),
+        error,
+        interval,
+        float(np.median(times)),
+    )
+
+
+def lower(experiment: Experiment, score: str) -> bool:
+    return experiment.lower_is_better and score == experiment.scores[0]
+
+
+def table(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str]:
+    """One row per setting and score."""
+    lines = [
+        "| setting | α, β, kernel | score | pairs | plain | this | difference ± standard error "
+        "| 95 % interval | | time |",
+        "|---|---|---|---:|---:|---:|---:|---|---|---:|",
+    ]
+    for setting, results in found.items():
+        if setting == "plain":
+            continue
+        options = experiment.settings[setting]
+        numbers = f"{options['alpha']}, {options['beta']}, {options.get('kernel_size', 3)}"
+        for score in experiment.scores:
+            it = compare(found.get("plain", {}), results, score)
+            if it is None:
+                continue
+            spread, span = "", ""
+            if it.error is not None and it.interval is not None:
+                spread = f" ± {it.error:.3f}"
+                low, high = it.difference - it.interval, it.difference + it.interval
+                span = f"{low:+.3f} to {high:+.3f}"
+            lines.append(
+                f"| {setting} | {numbers} | {score} | {len(it.seeds)} | {it.plain:.3f} | "
+                f"{it.ours:.3f} | {it.difference:+.3f}{spread} | {span} | "
+                f"{it.verdict(lower(experiment, score))} | {it.time:.2f} |"
+            )
+    return lines
+
+
+def plot(experiment: Experiment, found: Dict[str, Dict[int, dict]], path: Path) -> None:
+    """Learning curves of plain and evolving: the mean over seeds, and the range as a band."""
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for setting, color in COLORS.items():
+        curves = [dict(map(tuple, result["curve"])) for result in found[setting].values()]
+        updates = sorted(set.intersection(*(set(curve) for curve in curves)))
+        values = np.array([[curve[update] for update in updates] for curve in curves])
+        axes.plot(
+            updates, values.mean(axis=0), color=color, label=f"{setting}, {len(curves)} seeds"
+        )
+        axes.fill_between(updates, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15)
+    axes.set_xlabel("updates")
+    axes.set_ylabel(experiment.scores[0])
+    axes.legend()
+    # Without dates, so that the same results make the same file.
+    figure.savefig(path, metadata={"Date": None})
+
+
+def section(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str]:
+    """An experiment's part of the document."""
+    machines = {
+        f"{x['machine']['processor']}, torch {x['machine']['torch']}"
+        for results in found.values()
+        for x in results.values()
+    }
+    plot_of = f"results-{experiment.name}.svg"
+    return [
+        f"## {experiment.title}",
+        "",
+        experiment.about,
+        f"One thread of {'; '.join(sorted(machines))}.",
+        "",
+        "```bash",
+        f"python examples/results/run.py {experiment.name} --data FOLDER",
+        "```",
+        "",
+        *table(experiment, found),
+        "",
+        f"![Learning curves: {experiment.scores[0]} by updates, plain and evolving]({plot_of})",
+        "",
+    ]
+
+
+def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
+    """An experiment in one line, for the README."""
+    parts = []
+    scores = experiment.scores[1:] if experiment.name == "translation" else experiment.scores[:1]
+    for score in scores:
+        it = compare(found["plain"], found["evolving"], score)
+        assert it is not None
+        spread = "" if it.error is None else f" ± {it.error:.2f}"
+        parts.append(f"{score} {it.plain:.2f} → {it.ours:.2f} ({it.difference:+.2f}{spread})")
+        word = it.verdict(lower(experiment, score))
+    return (
+        f"- {experiment.title}: {', '.join(parts)}, {len(it.seeds)} pairs, {word}; training takes "
+        f"{it.time:.2f} times as long."
+    )
+
+
+def replace_between(text: str, marker: str, lines: List[str]) -> str:
+    """The text with `lines` between <!-- marker --> and <!-- /marker -->."""
+    start, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
+    pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"there must be {start.strip()} and {end} in the document")
+    return pattern.sub(lambda _: start + "\n".join(lines) + "\n" + end, text)
+
+
+def documents() -> Dict[Path, str]:
+    """What README.md and docs/results.md should be, by path."""
+    results = {
+        experiment: found
+        for experiment in EXPERIMENTS.values()
+        if {"plain", "evolving"} <= (found := read(RESULTS, experiment)).keys()
+    }
+    sections = [line for item in results.items() for line in section(*item)]
+    lines = [summary(*item) for item in results.items()]
+    parts = {ROOT / "docs" / "results.md": sections, ROOT / "README.md": lines}
+    return {
+        path: replace_between(path.read_text(encoding="utf-8"), "results", part)
+        for path, part in parts.items()
+    }
+
+
+def main() -> None:
+    matplotlib.rcParams["svg.hashsalt"] = "results"
+    for path, text in documents().items():
+        path.write_text(text, encoding="utf-8")
+        print(path)
+    for experiment in EXPERIMENTS.values():
+        found = read(RESULTS, experiment)
+        if {"plain", "evolving"} <= found.keys():
+            path = ROOT / "docs" / f"results-{experiment.name}.svg"
+            plot(experiment, found, path)
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
