@@ -1,4 +1,4 @@
-"""Makes the tables and plots of docs/results.md, and the README's summary, from the JSON files alone.
+"""Makes the tables and plots of docs/results.md and the README's summary from the JSON files.
 
     python examples/results/report.py
 
@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import matplotlib
 import numpy as np
@@ -99,8 +99,8 @@ def lower(experiment: Experiment, score: str) -> bool:
 def table(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str]:
     """One row per setting and score."""
     lines = [
-        "| setting | α, β, kernel | score | pairs | plain | this | difference ± standard error "
-        "| 95 % interval | | time |",
+        "| setting | \u03b1, β, kernel | score | pairs | plain | this | difference "
+        "± standard error | 95 % interval | | time |",
         "|---|---|---|---:|---:|---:|---:|---|---|---:|",
     ]
     for setting, results in found.items():
@@ -194,15 +194,17 @@ def replace_between(text: str, marker: str, lines: List[str]) -> str:
     return pattern.sub(lambda _: start + "\n".join(lines) + "\n" + end, text)
 
 
+def finished() -> List[Tuple[Experiment, Dict[str, Dict[int, dict]]]]:
+    """The experiments with results of both plain and evolving attention."""
+    results = [(experiment, read(RESULTS, experiment)) for experiment in EXPERIMENTS.values()]
+    return [(experiment, found) for experiment, found in results if len(found) > 1]
+
+
 def documents() -> Dict[Path, str]:
     """What README.md and docs/results.md should be, by path."""
-    results = {
-        experiment: found
-        for experiment in EXPERIMENTS.values()
-        if {"plain", "evolving"} <= (found := read(RESULTS, experiment)).keys()
-    }
-    sections = [line for item in results.items() for line in section(*item)]
-    lines = [summary(*item) for item in results.items()]
+    results = finished()
+    sections = [line for experiment, found in results for line in section(experiment, found)]
+    lines = [summary(experiment, found) for experiment, found in results]
     parts = {ROOT / "docs" / "results.md": sections, ROOT / "README.md": lines}
     return {
         path: replace_between(path.read_text(encoding="utf-8"), "results", part)
@@ -215,12 +217,10 @@ def main() -> None:
     for path, text in documents().items():
         path.write_text(text, encoding="utf-8")
         print(path)
-    for experiment in EXPERIMENTS.values():
-        found = read(RESULTS, experiment)
-        if {"plain", "evolving"} <= found.keys():
-            path = ROOT / "docs" / f"results-{experiment.name}.svg"
-            plot(experiment, found, path)
-            print(path)
+    for experiment, found in finished():
+        path = ROOT / "docs" / f"results-{experiment.name}.svg"
+        plot(experiment, found, path)
+        print(path)
 
 
 if __name__ == "__main__":

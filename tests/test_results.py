@@ -1,0 +1,131 @@
+"""The reported results are what the JSON files say, and their trainings are paired."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "examples" / "results"))
+
+import report  # noqa: E402
+import run  # noqa: E402
+from experiments import EXPERIMENTS  # noqa: E402
+
+import ea_fairseq  # noqa: E402, F401 (makes checkpoints loadable)
+
+
+def test_the_documents_say_what_the_results_say():
+    for path, text in report.documents().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: run examples/results/report.py"
+
+
+def test_every_result_belongs_to_an_experiment():
+    for path in report.RESULTS.glob("*/*.json"):
+        setting, _, seed = path.stem.rpartition("-seed")
+        experiment = EXPERIMENTS[path.parent.name]
+        assert setting in experiment.settings
+        assert int(seed) in experiment.seeds
+        result = json.loads(path.read_text(encoding="utf-8"))
+        assert (result["setting"], result["seed"]) == (setting, int(seed))
+        assert set(result["scores"]) == set(experiment.scores)
+
+
+def results(values, seconds=1.0):
+    return {seed: {"scores": {"loss": x}, "seconds": seconds} for seed, x in values.items()}
+
+
+def test_comparison():
+    plain = results({1: 5.0, 2: 6.0, 3: 7.0, 4: 9.0})
+    ours = results({1: 4.0, 2: 4.0, 3: 4.0, 5: 0.0}, seconds=1.5)
+    found = report.compare(plain, ours, "loss")
+    assert found.seeds == [1, 2, 3]
+    assert (found.plain, found.ours, found.difference, found.time) == (6.0, 4.0, -2.0, 1.5)
+    np.testing.assert_allclose(found.error, 1 / 3**0.5)
+    np.testing.assert_allclose(found.interval, 4.302653 / 3**0.5, rtol=1e-6)  # t, 2 degrees
+    assert found.verdict(lower_is_better=True) == "no clear difference"
+    found.interval = 1.9
+    assert found.verdict(lower_is_better=True) == "better"
+    assert found.verdict(lower_is_better=False) == "worse"
+    one = report.compare(results({1: 5.0}), results({1: 4.0}), "loss")
+    assert (one.error, one.interval) == (None, None)
+    assert one.verdict(lower_is_better=True) == "no clear difference"
+    assert report.compare(plain, results({7: 1.0}), "loss") is None
+
+
+def test_results_of_other_options_are_refused(tmp_path):
+    experiment = EXPERIMENTS["images"]
+    (tmp_path / "images").mkdir()
+    path = tmp_path / "images" / "evolving-seed1.json"
+    path.write_text(json.dumps({"options": {"alpha": 0.7}}))
+    with pytest.raises(ValueError, match="evolving-seed1.json has options"):
+        report.read(tmp_path, experiment)
+
+
+@pytest.mark.parametrize("setting", ["evolving", "plain"])
+def test_models_for_images_share_their_initial_weights(setting):
+    experiment = EXPERIMENTS["images"]
+    plain = experiment.create(experiment.settings["plain"], 3).state_dict()
+    model = experiment.build(experiment.settings[setting], 3).state_dict()
+    shared = [name for name in plain if ".evolution." not in name]
+    assert len(shared) > 20
+    for name in shared:
+        assert torch.equal(plain[name], model[name]), name
+
+
+def test_augmentation_moves_and_flips_images():
+    from with_timm import augment, normalise
+
+    images = torch.arange(3 * 32 * 32, dtype=torch.uint8).view(1, 3, 32, 32).expand(64, -1, -1, -1)
+    padded = torch.nn.functional.pad(normalise(images[:1]), (4, 4, 4, 4))[0]
+    windows = [padded[:, i : i + 32, j : j + 32] for i in range(9) for j in range(9)]
+    windows = torch.stack(windows + [x.flip(2) for x in windows])
+    found = set()
+    for image in augment(images, torch.Generator().manual_seed(0)):
+        (match,) = (windows == image).flatten(1).all(dim=1).nonzero()
+        found.add(int(match))
+    assert len(found) > 40
+    assert min(found) < 81 <= max(found)
+
+
+def test_a_run_from_data_to_json(tmp_path, monkeypatch, capsys):
+    """Both settings start from the same weights; a second run has nothing left to do."""
+    folder = tmp_path / "data" / "multi30k"
+    folder.mkdir(parents=True)
+    for split in ("train", "val"):
+        lines = [f"a {size} {thing} ." for size in ("small", "big") for thing in ("dog", "man")]
+        (folder / f"{split}.en").write_text("\n".join(lines * 40) + "\n")
+    experiment = EXPERIMENTS["masked-lm-captions"]
+    recipe = experiment.recipe.replace("--lr 2e-3", "--lr 1e-30")
+    small = dataclasses.replace(experiment, recipe=recipe, updates=1, every=1)
+    monkeypatch.setitem(EXPERIMENTS, experiment.name, small)
+    weights = {}
+
+    def keep(self, work, run):
+        weights[run] = torch.load(run / "checkpoint_last.pt")["model"]
+        return {}
+
+    monkeypatch.setattr(type(small), "evaluate", keep)
+    arguments = [
+        *("run.py", experiment.name, "--data", tmp_path / "data", "--work", tmp_path / "work"),
+        *("--out", tmp_path / "json", "--settings", "plain", "evolving", "--seeds", 2),
+    ]
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+    run.main()
+    assert "2 jobs, 0 of them done before" in capsys.readouterr().out
+    plain, evolving = weights.values()
+    assert len(evolving) == len(plain) + 3 * 4
+    for name, weight in plain.items():
+        assert torch.equal(evolving[name], weight), name
+    for setting in ("plain", "evolving"):
+        path = tmp_path / "json" / experiment.name / f"{setting}-seed2.json"
+        result = json.loads(path.read_text())
+        assert result["scores"]["validation loss, bits"] == result["curve"][-1][1] > 0
+        assert result["seconds"] > 0
+    run.main()
+    assert "2 jobs, 2 of them done before" in capsys.readouterr().out
+    assert len(weights) == 2
