@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 import torch
-from experiment import ROOT, Experiment, ExperimentError
+from experiment import Experiment, ExperimentError
 from experiments import EXPERIMENTS
 
 import evolving_attention
@@ -43,15 +42,11 @@ def machine() -> Dict[str, str]:
     if information.is_file():
         names = [x for x in information.read_text().splitlines() if x.startswith("model name")]
         processor = names[0].partition(": ")[2] if names else processor
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     return {
         "processor": processor,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "evolving_attention": evolving_attention.__version__,
-        "commit": commit,
     }
 
 

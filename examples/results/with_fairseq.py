@@ -3,7 +3,6 @@
 import gzip
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List
@@ -131,9 +130,8 @@ def unpack(path: Path, folder: Path) -> Path:
     packed = path.with_name(path.name + ".gz")
     if not path.is_file() and not packed.is_file():
         raise ExperimentError(f"--data: there is neither {path} nor {packed.name}")
-    with path.open("rb") if path.is_file() else gzip.open(packed) as source:
-        with (folder / path.name).open("wb") as target:
-            shutil.copyfileobj(source, target)
+    content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
+    (folder / path.name).write_bytes(content)
     return folder / path.name
 
 
