@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, how they measure, the tables they make."""
+"""Shared by the benchmarks: their options, measurement and tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEBIBYTE = 2**20
 
 Step = Callable[[], None]
 
-# The profiler would announce each of its starts and stops between the progress bars.
+# Otherwise the profiler announces each start and stop between the progress bars.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 
@@ -60,7 +60,7 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """The options, checked before anything takes time; sets the threads and the seed."""
+    """Parses and checks the options, and sets the threads and the seed."""
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no such device here")
@@ -84,14 +84,14 @@ def autocast(args: argparse.Namespace) -> torch.autocast:
 def training(
     model: nn.Module, loss: Callable[[nn.Module], Tensor], args: argparse.Namespace
 ) -> Step:
-    """Forward and backward pass, without an optimiser, which is the same on every side."""
+    """A forward and backward pass; the optimiser, the same on every side, is left out."""
     model.train()
 
     def step() -> None:
         with autocast(args):
             value = loss(model)
         value.backward()
-        model.zero_grad()  # a step leaves nothing behind that the next would find or free
+        model.zero_grad()  # a step leaves no memory for the next one to free
 
     return step
 
@@ -110,10 +110,10 @@ def inference(
 
 
 def peak_memory(step: Step, device: str) -> int:
-    """The most bytes that a step has allocated at any one time, beyond what was there before.
+    """The peak of the bytes that a step allocates, beyond those allocated before.
 
-    On the CPU these are all that go through torch's allocator: tensors, and the scratch of its
-    kernels. What the step frees must not stem from an earlier call of this function.
+    On the CPU these are all bytes from torch's allocator: tensors and temporary buffers. The step
+    must not free memory that an earlier call of this function allocated.
     """
     gc.collect()
     if device == "cuda":
@@ -123,7 +123,7 @@ def peak_memory(step: Step, device: str) -> int:
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    # The profiler's own sums are per operator; single events, in order, give the peak.
+    # The profiler sums by operator; the peak needs single events in their order.
     events = profiler.profiler.kineto_results.events()
     return max(accumulate((e.nbytes() for e in events if e.name() == "[memory]"), initial=0))
 
@@ -134,10 +134,10 @@ def synchronize(device: str) -> None:
 
 
 def measure(sides: dict[str, Step], rounds: int, device: str, title: str = "") -> dict[str, dict]:
-    """Times of all sides, and the peak of their memory.
+    """Times and peak memory of all sides.
 
-    The sides take turns, so that a machine's moods meet all of them, and every round starts with
-    another one, so that none always follows the same.
+    The sides take turns, so that a slow phase of the machine affects all of them, and each round
+    starts with another side, so that none always follows the same one.
 
     Returns:
         For every side ``{"seconds": [one for each round], "peak_bytes": int}``.
@@ -162,7 +162,7 @@ def measure(sides: dict[str, Step], rounds: int, device: str, title: str = "") -
 
 
 def machine(device: str) -> str:
-    """The machine and the versions of what was measured on it, in one line."""
+    """The machine and the versions of the software, in one line."""
     if device == "cuda":
         name = torch.cuda.get_device_name()
     else:
@@ -181,11 +181,11 @@ def cpu() -> str:
 
 
 class Report:
-    """Measures one setting after the other; prints and writes what came of them.
+    """Measures one setting after another, and prints and writes the results.
 
     Args:
         args: the options, see :func:`make_parser`.
-        unit: what a side works through ("images", "tokens"), for its speed.
+        unit: of the data that a side processes ("images", "tokens"), for its speed.
     """
 
     def __init__(self, args: argparse.Namespace, unit: str) -> None:
@@ -196,12 +196,12 @@ class Report:
     def measure(
         self, setting: str, sides: dict[str, Step], items: int, calls: int = 1
     ) -> dict[str, dict]:
-        """:func:`measure`, kept for the report.
+        """Calls :func:`measure`, and keeps the result for the report.
 
         Args:
-            setting: what is measured; the first of its sides is what ratios are to.
+            setting: name of the setting; ratios are to the first of its sides.
             sides: among them :data:`OURS`.
-            items: that a step works through, in the report's unit.
+            items: that a step processes, in the report's unit.
             calls: of the network in a step; the table gives the time of one.
         """
         results = measure(sides, self.args.rounds, self.args.device, setting)
@@ -210,7 +210,7 @@ class Report:
         return results
 
     def write(self) -> None:
-        """Writes the files, after every setting, so that a run cut short is not lost."""
+        """Writes the files; called after every setting, so that interrupted runs keep theirs."""
         if self.args.json:
             content = {
                 "machine": machine(self.args.device),
@@ -243,7 +243,7 @@ class Report:
 
 
 def table_rows(table: dict) -> list[list[str]]:
-    """The rows of one setting, see :meth:`Report.markdown`."""
+    """The rows of one setting; see :meth:`Report.markdown`."""
     sides = table["sides"]
     first, ours = next(iter(sides.values())), sides[OURS]
     rows = []

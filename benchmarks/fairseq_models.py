@@ -1,4 +1,4 @@
-"""What the benchmarks of fairseq's models share: their sides, built without data."""
+"""Shared by the benchmarks of fairseq's models: their sides, built without data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import ea_fairseq  # noqa: F401 (registers the models)
 
 PLAIN = "fairseq"
 
-# That a plain checkpoint has no convolutions for maps is no news here.
+# Here, plain weights are loaded on purpose: no warning is needed.
 logging.getLogger("ea_fairseq").setLevel(logging.WARNING)
 
 
 def make_dictionary(size: int) -> Dictionary:
-    """Made-up words, `size` of them with the special ones."""
+    """A dictionary of `size` made-up words, including the special ones."""
     dictionary = Dictionary()
     for index in range(size - dictionary.nspecial):
         dictionary.add_symbol(f"w{index}")
@@ -29,7 +29,7 @@ def make_dictionary(size: int) -> Dictionary:
 
 
 def architectures(model: type[BaseFairseqModel]) -> list[str]:
-    """The architectures of fairseq's model that have their counterpart here."""
+    """The architectures of fairseq's model that have a counterpart here."""
     return sorted(
         name
         for name, of in ARCH_MODEL_REGISTRY.items()

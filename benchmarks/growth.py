@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How time and memory of attention grow with the length of the sequence and with the heads.
+"""Measures how time and memory of attention grow with the sequence length and the heads.
 
     python benchmarks/growth.py --json growth.json --markdown growth.md --plot growth.png
 
-Training steps of a few layers that are nothing but attention: softmax attention written out,
+The training steps are of a few layers of nothing but attention: softmax attention written out,
 torch's fused kernel, ours, and the literal reference.
 """
 
@@ -25,7 +25,7 @@ from evolving_attention import AttentionEvolution
 from evolving_attention.commands import positive
 
 HEAD_DIM = 64
-# Told apart by lines and markers too; colours of Okabe and Ito, which colour-blind people see.
+# Colours of Okabe and Ito, for colour-blind readers; lines and markers differ, too.
 STYLES = {
     "softmax": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
     "fused": {"color": "#009E73", "marker": "s", "linestyle": "--"},

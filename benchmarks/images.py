@@ -1,4 +1,4 @@
-"""What the benchmarks of timm's models share."""
+"""Shared by the benchmarks of timm's models."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def run(
 
     Args:
         doc: of the script.
-        build: makes the sides of a model, by its name and the size of the images.
+        build: creates the sides of a model from its name and the image size.
         models: names to choose from.
-        default: those measured by default.
+        default: names that are measured by default.
         argv: the script's arguments.
     """
     parser = make_parser(doc)

@@ -1,7 +1,7 @@
 """Evolving attention as the paper prints it, one plain operation after the other.
 
-It is what one gets by writing the two equations straight in PyTorch, as the authors' own PyTorch
-code does: every intermediate is a map of its own, kept for the backward pass.
+The two equations are written straightforwardly in PyTorch, as in the authors' own PyTorch code:
+every intermediate is a map of its own, which is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LiteralEvolution(AttentionEvolution):
 
 
 def make_literal(model: nn.Module) -> nn.Module:
-    """A copy of the model, with the same weights, whose every evolution is literal."""
+    """A copy of the model with the same weights, in which every evolution is literal."""
     model = deepcopy(model)
     for module in model.modules():
         if type(module) is AttentionEvolution:

@@ -3,7 +3,7 @@
 
     python benchmarks/resnet.py --json resnet.json --markdown resnet.md
 
-At alpha = beta = 0 the attention beside the convolutions is there, but its maps do not evolve.
+At alpha = beta = 0 there is attention beside the convolutions, but its maps do not evolve.
 """
 
 from __future__ import annotations

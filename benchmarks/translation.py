@@ -4,9 +4,9 @@
     python benchmarks/translation.py --json translation.json --markdown translation.md
     python benchmarks/translation.py --mode generation --lengths 16 32 64 128 256
 
-Random weights, made-up sentences. Beam search is fairseq's, and must make exactly as many tokens
-as asked for, so that all sides do the same work; the source is as long as the translation. Its
-time in the table is that of one step, which makes one token of every sentence.
+The weights are random and the sentences are made up. Beam search is fairseq's. It must generate a
+fixed number of tokens, so that all sides do the same work; the source is as long as the
+translation. The time in the table is that of one step, which generates one token of every sentence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BEAM = 5
 
 
 def draw(dictionary: Dictionary, lengths: Tensor, left_pad: bool = False) -> Tensor:
-    """Random sentences of these lengths, (batch, longest), padded as fairseq does."""
+    """Random sentences of these lengths, (batch, longest), padded as in fairseq."""
     longest = int(lengths.max())
     shape = (len(lengths), longest)
     tokens = torch.randint(dictionary.nspecial, len(dictionary), shape, device=lengths.device)
@@ -37,7 +37,7 @@ def draw(dictionary: Dictionary, lengths: Tensor, left_pad: bool = False) -> Ten
 
 def measure_training(models: dict[str, nn.Module], task: TranslationTask, report: Report) -> None:
     args = report.args
-    # fairseq puts sentences of about the same length into a batch, and pads the shorter ones.
+    # fairseq makes batches of sentences of similar length, and pads the shorter ones.
     shortest = (4 * args.length + 4) // 5
     lengths = torch.linspace(shortest, args.length, args.sentences, device=args.device)
     lengths = lengths.round().long()
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     report = Report(args, "tokens")
     if "training" in args.mode:
         measure_training(models, task, report)
-    del models[LITERAL]  # step by step it is ours
+    del models[LITERAL]  # its decoding steps would be ours
     if "generation" in args.mode:
         for model in models.values():
             model.make_generation_fast_(beamable_mm_beam_size=BEAM)

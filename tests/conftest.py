@@ -1,4 +1,4 @@
-"""What several test files need: real fairseq models over a small real dictionary."""
+"""Fixtures for several test files: real fairseq models with a small dictionary."""
 
 from argparse import Namespace
 from io import BytesIO
@@ -13,7 +13,7 @@ import ea_fairseq  # noqa: F401 (registers the models)
 
 VOCABULARY = 60
 
-# Models this small only lose by threads, and sums come out the same on every machine.
+# Threads slow down models this small, and with one, sums are the same on every machine.
 torch.set_num_threads(1)
 
 
@@ -27,7 +27,7 @@ def task():
 
 @pytest.fixture(scope="session")
 def reload():
-    """reload(module): a TorchScript module through a file, which knows less than memory does."""
+    """reload(module): a TorchScript module, saved to a file and loaded again."""
 
     def save_and_load(module):
         file = BytesIO()

@@ -1,4 +1,4 @@
-"""The benchmarks: what they compare is the same, what they measure is there, and each runs."""
+"""The benchmarks: their sides compute the same, their measurements are right, and each one runs."""
 
 import json
 import sys
@@ -146,7 +146,7 @@ def test_the_memory_of_a_step_is_exact():
         first = before + 1  # 4000 bytes
         second = torch.cat([first, first])  # 8000 more
         del first
-        second.sum()  # 4 bytes, when the first 4000 are free
+        second.sum()  # 4 bytes, after the first 4000 have been freed
 
     assert common.peak_memory(step, "cpu") == 12_000
     assert common.peak_memory(lambda: None, "cpu") == 0

@@ -1,4 +1,4 @@
-"""What the commands share: types of options, outputs that spare the user's files."""
+"""Shared parts of the commands: option types, and outputs that leave the user's files alone."""
 
 import argparse
 import io
@@ -48,7 +48,7 @@ def test_text():
     data = b"\xef\xbb\xbfa\r\n\nb\xe2\x80\xa8c\x0cd"
     assert list(text_lines(io.BytesIO(data), "x")) == ["a\r", "", "b\u2028c\x0cd"]
     assert list(text_lines(io.BytesIO(b""), "x")) == []
-    late = io.BytesIO(b"a\n" * 9999 + b"b\0c\n")  # no sign of a binary file any more
+    late = io.BytesIO(b"a\n" * 9999 + b"b\0c\n")  # too far from the beginning to look binary
     assert list(text_lines(late, "x"))[-1] == "b\0c"
     for data, message in (
         (b"a\nb\0\n", "x: line 2: a binary file, not UTF-8 text"),

@@ -1,4 +1,4 @@
-"""torch.compile: attention never breaks a graph, whatever the model around it does."""
+"""torch.compile: attention never breaks the graph of a model."""
 
 from argparse import Namespace
 from pathlib import Path

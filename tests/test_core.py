@@ -1,4 +1,4 @@
-"""The core: the fast path against the paper's equations, masks, windows, steps, learning."""
+"""The core: fast implementation against the paper's equations, masks, windows, steps, learning."""
 
 import copy
 import itertools
@@ -58,7 +58,7 @@ def test_equals_the_equations_in_value_and_every_gradient(window, kernel_size, l
     ],
 )
 def test_window_of_a_single_cell(window, rows, columns):
-    """Cell (3, 3) reaches just the cells that the window allows to read it."""
+    """Cell (3, 3) influences exactly the cells whose window contains it."""
     logits = torch.zeros(1, 1, 8, 8)
     logits[0, 0, 3, 3] = 1
     ones = torch.ones(1, 1, 3, 3)
@@ -108,7 +108,7 @@ def test_ablations(window):
     right=st.integers(0, 3),
 )
 def test_padding_never_changes_a_map(window, kernel_size, queries, keys, above, left, below, right):
-    """A map alone equals itself inside a larger, masked one, wherever it lies there."""
+    """A map gives the same result alone and anywhere inside a larger, masked map."""
     layer = AttentionEvolution(HEADS, 0.4, 0.6, kernel_size, window).double()
     logits, prev = maps(queries, keys)
     inside = (..., slice(above, above + queries), slice(left, left + keys))
@@ -132,7 +132,7 @@ def test_steps_equal_the_whole_map(window, kernel_size, learnable, chunk):
     rows, steps = None, []
     for start in range(0, 9, chunk):
         end = min(start + chunk, 9)
-        keys = end if window == "causal" else 9  # a decoder's own keys come one by one
+        keys = end if window == "causal" else 9  # a decoder's keys are added one by one
         cells = (..., slice(start, end), slice(0, keys))
         mask = None if future is None else future[cells]
         step, rows = layer.step(logits[cells], prev[cells], mask, rows)
@@ -163,12 +163,12 @@ def test_learned_mixing_stays_in_the_unit_interval_and_comes_back():
         layer.beta.fill_(1.5)
     alpha, beta = layer.mixing_weights(logits)
     assert (alpha, beta) == (0.0, 1.0)
-    (alpha + 2 * beta).backward()  # as if there were no bounds
+    (alpha + 2 * beta).backward()  # as without bounds
     assert (layer.alpha.grad, layer.beta.grad) == (1, 2)
 
 
 def test_learned_mixing_leaves_zero_by_gradient_descent():
-    """From the plain model (alpha = beta = 0) on, learning finds alpha and beta of a teacher."""
+    """From the plain model (alpha = beta = 0), training finds a teacher's alpha and beta."""
     torch.manual_seed(0)
     teacher = AttentionEvolution(HEADS, 0.6, 0.3)
     student = AttentionEvolution(HEADS, 0.0, 0.0, learnable=True)
@@ -313,7 +313,7 @@ def test_learned_mixing_under_functional_transforms():
     torch.testing.assert_close(list(got.values()), list(expected))
 
 
-LARGE = (1, 3, 90, 81)  # more than torch's own convolution is left with
+LARGE = (1, 3, 90, 81)  # more than PyTorch uses its own convolution for
 
 
 def large(shape=LARGE, seed=0):
@@ -428,7 +428,9 @@ def test_few_keys_equal_torchs_own_convolution(window, keys, heads, dtype):
     shape = (16, 5, keys, heads)  # heads last in memory
     logits, prev, upstream = (large(shape, seed=i).to(dtype).permute(0, 3, 1, 2) for i in range(3))
     inputs = [logits.requires_grad_(), prev.requires_grad_(), layer.weight, layer.bias]
-    pairs = zip(logits.split(4), prev.split(4), strict=True)  # too small for another one
+    pairs = zip(
+        logits.split(4), prev.split(4), strict=True
+    )  # too small for the other implementation
     expected = torch.cat([layer(*maps) for maps in pairs])
     expected_grads = torch.autograd.grad(expected, inputs, upstream)
     got = layer(logits, prev)
@@ -470,7 +472,7 @@ def test_autocast_gives_the_same_with_and_without_gradients():
         layer.double()(*maps)
     maps = [x.double() for x in maps]
     expected = layer(*maps)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # which leaves double precision alone
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # autocast does not change float64
         torch.testing.assert_close(layer(*maps), expected)
 
 

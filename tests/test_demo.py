@@ -1,4 +1,4 @@
-"""make demo: its corpus, and the whole of it in small."""
+"""make demo: its corpus, and the whole demo with a small model."""
 
 import random
 import re
@@ -61,7 +61,7 @@ def test_numbers(make, german, english):
 
 
 def test_words_of_both_languages_mean_the_same(built):
-    """Names that CLDR gives, found on the one side exactly where they are on the other."""
+    """CLDR's names occur on one side exactly where they occur on the other."""
     names = {
         "Dienstag": "Tuesday",
         "März": "March",
@@ -98,7 +98,7 @@ def test_the_whole_demo_in_small(tmp_path, monkeypatch, capsys):
         assert str(tmp_path / "x" / name) in printed
         assert (tmp_path / "x" / name).stat().st_size > 1000
 
-    # Again: the same words, and nothing is trained or translated anew.
+    # Again: the same output, and nothing is trained or translated a second time.
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "x/checkpoints").iterdir()}
     demo.main()
     assert "sacreBLEU" in capsys.readouterr().out
@@ -137,7 +137,7 @@ def test_the_corpus_is_written_beside_the_users_files_only(tmp_path, monkeypatch
 
 
 def test_no_two_sentences_are_alike_in_the_demo_itself(tmp_path):
-    """Of its real size, whatever case, punctuation and spaces are."""
+    """At full size, and ignoring case, punctuation and spaces."""
     corpus.build(tmp_path, seed=1, **demo.SIZES)
     for lang in ("de", "en"):
         seen = set()

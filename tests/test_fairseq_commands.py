@@ -1,4 +1,4 @@
-"""fairseq's whole road with ea_transformer: its commands, as a user types them, on tiny data."""
+"""fairseq's commands with ea_transformer, as a user types them, on tiny data."""
 
 import argparse
 import contextlib
@@ -44,7 +44,7 @@ TRAINING = [
 
 def fairseq(tool, *args):
     """Runs fairseq-`tool` in this process; returns what it prints."""
-    vars(checkpoint_utils.save_checkpoint).clear()  # what a process forgets when it ends
+    vars(checkpoint_utils.save_checkpoint).clear()  # as in a new process
     argv, sys.argv = sys.argv, [f"fairseq-{tool}", *map(str, args)]
     printed = io.StringIO()
     try:
@@ -150,7 +150,7 @@ def test_ensemble(data, trained):
 
 
 def test_layers_pruned_when_generating(data, trained):
-    """LayerDrop's pruning: the layer that comes first then drops the weights of its evolution."""
+    """LayerDrop's pruning: the layer that becomes the first drops the weights of its evolution."""
     overrides = "{'encoder_layers_to_keep': '1,2', 'decoder_layers_to_keep': '0,2'}"
     _, hypotheses = generate(
         data, "--model-overrides", overrides, paths=[trained / "checkpoint_last.pt"]
@@ -314,7 +314,7 @@ def test_resume_after_a_kill_continues_as_if_unbroken(data, tmp_path):
         env=ONE_THREAD,
     )
     for line in process.stdout:
-        if "Saved checkpoint" in line:  # said once its copies are whole
+        if "Saved checkpoint" in line:  # logged when its copies are complete
             break
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -546,7 +546,7 @@ def test_two_processes_learn_as_one(data, tmp_path):
 
 
 class Command:
-    """Unpickled, runs a shell command."""
+    """Runs a shell command when it is unpickled."""
 
     def __init__(self, line):
         self.line = line
@@ -593,7 +593,7 @@ def test_a_checkpoint_that_carries_code_is_refused_at_every_door(data, trained, 
 
 
 class Forged:
-    """Unpickled, an array whose dtype says that its bytes are objects."""
+    """Becomes, when unpickled, an array whose dtype claims that its bytes are objects."""
 
     def __reduce__(self):
         return np.ndarray, ((0,), ForgedDtype(), b"")
@@ -606,7 +606,7 @@ class ForgedDtype:
 
 
 def test_numbers_of_a_checkpoint_are_numbers(tmp_path):
-    """What --eval-bleu saves comes back, also after a second saving; other arrays do not."""
+    """What --eval-bleu saves loads again, even after being saved twice; other arrays do not."""
     numbers = {
         "counts": np.arange(6).reshape(2, 3),
         "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
@@ -635,14 +635,14 @@ def test_numbers_of_a_checkpoint_are_numbers(tmp_path):
 
 
 def test_timms_loading_takes_nothing_away(trained):
-    """Both toolkits in one process: timm allows a checkpoint's options for its own loads alone."""
+    """Both toolkits in one process: timm allows a checkpoint's options only for its own loads."""
     with torch.serialization.safe_globals([argparse.Namespace]):
         pass
     assert averaging.load(trained / "checkpoint_best.pt")["model"]
 
 
 def test_resuming_with_bleu(data, trained, tmp_path):
-    """The n-gram counts that a checkpoint carries are counted on."""
+    """The n-gram counts that a checkpoint holds are continued."""
     shutil.copytree(trained, tmp_path / "again")
     fairseq(
         "train",

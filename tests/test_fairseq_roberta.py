@@ -1,4 +1,4 @@
-"""ea_roberta as a model: laws that hold for it, and its likeness to fairseq's RoBERTa."""
+"""ea_roberta: its laws, and its equality with fairseq's RoBERTa."""
 
 from argparse import Namespace
 
@@ -47,7 +47,7 @@ def build(masked_lm):
         ARCH_CONFIG_REGISTRY[arch](args)
         model = ARCH_MODEL_REGISTRY[arch].build_model(args, masked_lm).eval()
         with torch.no_grad():
-            for attention in attentions(model):  # at first it sees all tokens nearly alike
+            for attention in attentions(model):  # its initial attention is nearly uniform
                 attention.q_proj.weight.mul_(50)
                 attention.k_proj.weight.mul_(50)
         return model
@@ -203,12 +203,12 @@ def test_gradients_are_those_of_finite_differences(build, sentences, masked_lm):
             below = loss()
             values[index] += step
             numeric = (above - below) / (2 * step)
-            # fairseq's softmax and GELU are of single precision, whatever the model's.
+            # fairseq's softmax and GELU compute in single precision for every model.
             torch.testing.assert_close(parameter.grad.view(-1)[index], numeric, rtol=0.01, atol=0)
 
 
 def released_layout(state_dict):
-    """The names in which the released roberta.base and roberta.large have their weights."""
+    """The names of the weights in the released roberta.base and roberta.large."""
     released = {}
     for name, value in state_dict.items():
         if "k_proj" in name or "v_proj" in name:

@@ -1,4 +1,4 @@
-"""ea_transformer as a model: laws that hold for it, and its likeness to fairseq's transformer."""
+"""ea_transformer: its laws, and its equality with fairseq's transformer."""
 
 import copy
 import random
@@ -70,7 +70,7 @@ def test_no_target_position_sees_the_future(build, sentences, options):
 @pytest.mark.parametrize("beam", [1, 4])
 @torch.no_grad()
 def test_incremental_decoding_equals_teacher_forcing(build, sentences, task, options, beam):
-    """30 steps, beams reordered at random at each, a sentence dropped on the way, padded source."""
+    """30 steps with random reordering of beams, a dropped sentence and a padded source."""
     rng = random.Random(0)
     model = build(**options)
     teacher = copy.deepcopy(model)
@@ -96,10 +96,10 @@ def test_incremental_decoding_equals_teacher_forcing(build, sentences, task, opt
         encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
 
 
-# (Plain self-attention, the host's own, has no number for a query that is padding.)
+# (The host's plain self-attention gives NaN for queries that are padding.)
 @pytest.mark.parametrize("options", [x for x in VARIANTS if x != VARIANTS[7]])
 def test_steps_of_padded_targets(build, sentences, task, options):
-    """Targets padded on the left; fairseq's steps count padding as positions, so without these."""
+    """Left-padded targets without positions, since fairseq's steps count padding as positions."""
     model = build(**options, no_token_positional_embeddings=True)
     encoder_out = model.encoder(sentences(2, 9), torch.full((2,), 9))
     tokens = sentences(2, 8, seed=1)
@@ -178,7 +178,7 @@ def test_our_own_attention_arithmetic_is_fairseqs(build, sentences, task):
 
 
 def test_maps_are_those_of_the_equations(build, sentences):
-    """The maps that layers hand on, against the reference fed with the layers' own q and k."""
+    """The maps that layers hand on, against the reference with the layers' q and k."""
     model = build(**EVOLVING).double()
     seen = {}
 
@@ -234,13 +234,13 @@ def test_activation_checkpointing_gives_equal_gradients_to_every_parameter(
     for name, grad in plain.items():
         assert grad is not None, f"{name} gets no gradient"
         torch.testing.assert_close(checkpointed[name], grad, rtol=1e-5, atol=1e-6)
-        if "k_proj.bias" not in name:  # softmax does not see what all keys share ...
+        if "k_proj.bias" not in name:  # softmax ignores what all keys have in common ...
             assert grad.abs().sum() > 0, f"the gradient of {name} is zero"
 
 
 @pytest.mark.parametrize("learnable", [False, True])
 def test_checkpointing_under_autocast(build, sentences, task, learnable):
-    """fairseq computes a checkpointed layer anew outside of autocast, in single precision."""
+    """fairseq recomputes a checkpointed layer outside of autocast, in single precision."""
     src, tgt = sentences(2, 9), sentences(2, 7, seed=1)
     results = []
     for checkpoint in (False, True):
@@ -289,7 +289,7 @@ def test_dropouts_are_fairseqs(build, sentences):
 
 
 def test_all_of_the_hosts_layer_options(build, sentences, task):
-    """Our loops and layers against fairseq's, with everything that its layers can have."""
+    """Our loops and layers against fairseq's, with all the parts that its layers can have."""
     every = {
         "layernorm_embedding": True,
         "scale_attn": True,
@@ -300,7 +300,7 @@ def test_all_of_the_hosts_layer_options(build, sentences, task):
     }
     plain = build("transformer_tiny", **every)
     ours = build(**every, ea_alpha=0.0, ea_beta=0.0, ea_learnable=True)
-    for parameter in plain.parameters():  # those that start at one do not show otherwise
+    for parameter in plain.parameters():  # weights that start at 1 would not show
         parameter.data += 0.1 * torch.randn_like(parameter)
     ours.load_state_dict(plain.state_dict())
     src, tgt = sentences(3, 9), sentences(3, 7, seed=1)
@@ -342,7 +342,7 @@ def test_all_of_the_hosts_layer_options(build, sentences, task):
 
 @torch.no_grad()
 def test_beams_of_one_encoder_output(build, sentences):
-    """Keys that stand there once a sentence, not once a beam, are taken as they are."""
+    """Keys that exist once per sentence, not once per beam, are used as they are."""
     model = build(**EVOLVING)
     model.decoder.set_beam_size(2)
     src, tokens = sentences(2, 9), sentences(4, 1, seed=1)
@@ -389,7 +389,7 @@ def test_dropout_is_the_same_when_checkpointed(build, sentences, task):
 
 
 def test_layer_drop(build, sentences, task):
-    """Any layer may go, the first too: the last map kept flows on; in eval all layers run."""
+    """Any layer may be dropped, even the first; the last map flows on. In eval mode, all run."""
     src, tgt = sentences(2, 9), sentences(2, 7, seed=1)
     pad = task.source_dictionary.pad()
     model = build(**EVOLVING, encoder_layerdrop=0.5, decoder_layerdrop=0.5)

@@ -58,7 +58,7 @@ SIZES = {"train": 40, "valid": 12, "valid1": 8, "test": 6, "test1": 5}
 WORDS = "the café dog doesn't see a cat “there” , yet 37 naïve birds sing".split()
 
 
-# Written out once more: what each task's labels, metrics and recipe are known to be.
+# Written out again: each task's known labels, metrics and recipe.
 TASKS = {
     "CoLA": (("0", "1"), ("mcc",), "mcc", 1e-5, 16),
     "SST-2": (("0", "1"), ("accuracy",), "accuracy", 1e-5, 32),
@@ -85,7 +85,7 @@ def make_task(raw, task, rng):
     expected = {}
     for split, names in task.files:
         if (task.name, split) == ("CoLA", "valid1"):
-            continue  # GLUE's own files have one validation set
+            continue  # GLUE's files have only one validation set
         labelled = not split.startswith("test")
         header = HEADERS[task.name][0 if labelled else 1]
         columns = list(task.header) if header is None else columns_of(header)
@@ -182,7 +182,7 @@ def test_every_split_holds_the_official_sentences_and_labels(raw, text, tasks, n
 
 
 def test_the_learned_bpe_is_what_fairseqs_gpt2_bpe_reads(text):
-    """Both read the same files and cut every text alike, unseen bytes included."""
+    """Both read the same files and split every text the same way, even unseen bytes."""
     files = [text / "bpe" / "encoder.json", text / "bpe" / "vocab.bpe"]
     theirs = ByteLevelBPETokenizer(*map(str, files))
     ours = bpe_of(text / "bpe")
@@ -320,7 +320,7 @@ def test_a_task_can_be_added(raw, text, tmp_path):
 
 
 def test_a_folder_full_of_somebodys_files(raw, text, tmp_path):
-    """What is beside the new folders, under whatever name, stays."""
+    """Other files and folders beside the new ones stay as they are."""
     for name in ("text.part", "RTE.part", ".RTE", "bpe", "train", "dict.txt"):
         as_folder(tmp_path / name)
     before = snapshot(tmp_path)
@@ -452,7 +452,7 @@ def test_hub_interface(text, pretrained):
 
 
 def learnable_task(raw, name, rng, size=96):
-    """A task whose label can be read off its words: is there a dog?"""
+    """A task whose label depends on one word: is there a dog?"""
     folder = raw / name
     folder.mkdir(parents=True)
     for split in ("train", "dev", "test"):

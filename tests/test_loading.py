@@ -1,4 +1,4 @@
-"""Weights files: alpha and beta travel with them, and nothing stays fresh without a word."""
+"""Weight files: alpha and beta travel with the weights; weights that stay fresh are reported."""
 
 import copy
 import io
@@ -14,7 +14,7 @@ from evolving_attention.modules import is_rounded, shortest_number
 
 
 class Stack(StartsFromPlainWeights):
-    """Three layers of which two evolve, as a model of one's own would have them."""
+    """A user's own model of three layers, two of which evolve."""
 
     def __init__(self, alpha=0.5, beta=1.0, adopts=(), **options):
         super().__init__()
@@ -62,7 +62,7 @@ def test_other_numbers_than_the_files_are_refused(made, saved, message, strict):
 @pytest.mark.parametrize("number", [0.0, 1e-7, 0.1, 0.2001, 1 / 3, 0.7, 1.0])
 @pytest.mark.parametrize("way", ["as it is", "half", "bfloat16", "double", "half, then float"])
 def test_the_same_numbers_load_in_every_precision(number, way):
-    """And a file of half precision leaves no rounding behind."""
+    """A file in half precision leaves no rounding errors in alpha and beta."""
     source = evolution(number, 1 - number)
     for step in way.split(", then "):
         getattr(source, step, lambda: None)()

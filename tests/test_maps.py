@@ -39,7 +39,7 @@ def pixels(*shape):
 
 
 def assert_consistent(maps):
-    """The probabilities are the softmax of the logits over the keys that are seen."""
+    """The probabilities are the softmax of the logits over the visible keys."""
     for name, attn_logits, attn_probs in maps:
         assert attn_logits.shape == attn_probs.shape
         assert attn_logits.isfinite().all(), name
@@ -318,7 +318,7 @@ def test_a_resnet_on_the_command_line(tmp_path, picture):
 
 
 def test_a_sentence_on_the_command_line(tmp_path, capsys, data):
-    """An evolving and a plain checkpoint of fairseq-train, read by its own commands' files."""
+    """An evolving and a plain checkpoint of fairseq-train."""
     training = [*TRAINING, "--max-update", 2, "--no-epoch-checkpoints", "--disable-validation"]
     sizes = ["--encoder-layers", 3, "--decoder-layers", 2, "--share-all-embeddings"]
     for arch in ("ea_transformer_tiny", "transformer_tiny"):
@@ -358,7 +358,7 @@ def test_a_sentence_on_the_command_line(tmp_path, capsys, data):
     with pytest.raises(SystemExit, match="none of the tokens of 'q r' is in the dictionary"):
         run("sentence", ours, "q r", "--out", tmp_path / "other.png")
 
-    # No picture is replaced unasked, under whichever of the names.
+    # No picture is replaced without --overwrite, whichever of the names it has.
     for part in ("encoder", "decoder", "encoder-decoder", "movement"):
         folder = tmp_path / part
         folder.mkdir()
@@ -446,7 +446,7 @@ def test_a_number_of_layers_is_checked(picture, capsys):
     "door", [["image", "no model", "none.png"], ["series", "none.pt", "BasicMotions"]]
 )
 def test_no_picture_is_replaced_unasked(tmp_path, monkeypatch, door, name):
-    """Found before anything is read: there is no such model."""
+    """The error comes before anything is read: there is no such model."""
     monkeypatch.chdir(tmp_path)
     Path(name).write_text("theirs")
     with pytest.raises(SystemExit, match=f"{name} already exists; choose another name, or add"):

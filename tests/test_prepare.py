@@ -33,7 +33,7 @@ spec.loader.exec_module(prepare)
 
 
 def corpus(count, seed=0):
-    """Pairs of 4 to 6 words a side; none is dropped by cleaning, and each is unlike the others."""
+    """Pairs of 4 to 6 words per side, all different, which cleaning does not drop."""
     rng = random.Random(seed)
 
     def side(words, number):
@@ -58,7 +58,7 @@ def write_pairs(prefix, pairs, ending=""):
 
 
 def lines_of(path):
-    """Lines as fairseq, with Python's universal newlines, sees them."""
+    """Lines as fairseq reads them, with Python's universal newlines."""
     return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
 
@@ -84,14 +84,14 @@ def text_options(folder, *more, out="out"):
 
 
 def run_text(folder, *more, out="out"):
-    """Everything but fairseq-preprocess, on the files of `data`; the output folder."""
+    """Runs everything but fairseq-preprocess on the files of `data`; returns the output folder."""
     sets = ["--valid", folder / "valid", "--test", folder / "test"]
     run(*text_options(folder, *sets, "--no-binarize", *more, out=out))
     return folder / out
 
 
 def error_of(capsys, call, *args):
-    """The one-line message that the call ends the program with."""
+    """The one-line message with which the call exits."""
     with pytest.raises(SystemExit) as exit_info:
         call(*args)
     code = exit_info.value.code
@@ -135,7 +135,7 @@ def make_iwslt14(folder):
 
 @pytest.fixture(scope="module")
 def iwslt14(tmp_path_factory):
-    """One run of the script itself, as a user runs it, with two workers and fairseq-preprocess."""
+    """A run of the script, as a user runs it, with two workers and fairseq-preprocess."""
     folder = tmp_path_factory.mktemp("iwslt14, with a comma")
     train, tests = make_iwslt14(folder / "orig")
     command = [sys.executable, SCRIPT, "iwslt14", "--raw", folder / "orig"]
@@ -179,7 +179,7 @@ def test_fairseq_reads_back_the_same_pairs_with_one_dictionary(iwslt14):
 
 
 def test_fairseqs_own_encoders_make_the_same_text(iwslt14):
-    """What fairseq-interactive does to a sentence is what the training text went through."""
+    """fairseq-interactive processes a sentence as the training text was processed."""
     out = iwslt14[0]
     options = {"source_lang": "de", "moses_no_dash_splits": True, "bpe_codes": str(out / "code")}
     args = Namespace(tokenizer="moses", bpe="subword_nmt", **options)
@@ -504,7 +504,7 @@ def test_a_rerun_does_what_has_changed(data, capsys, options, change, expected):
 
 @pytest.mark.parametrize("stage", STAGES[:-1])
 def test_an_interrupted_stage_is_done_again(data, capsys, monkeypatch, stage):
-    """Interrupted half-way through its last file; nothing half-done passes for whole."""
+    """Interrupted while writing its last file; nothing unfinished is taken for finished."""
     reference = run_text(data, "--lowercase", out="reference")
     out = run_text(data)  # an earlier result, with other options, is in the way too
 
@@ -535,7 +535,7 @@ def test_an_interrupted_stage_is_done_again(data, capsys, monkeypatch, stage):
 
 
 def snapshot(folder):
-    """All that is in a folder: bytes of files, targets of links."""
+    """The content of a folder: bytes of files, targets of links."""
     return {
         str(path.relative_to(folder)): os.readlink(path)
         if path.is_symlink()
@@ -616,7 +616,7 @@ def test_what_stands_where_a_stage_is_written_stays(tmp_path, run_any, capsys, c
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_full_of_somebodys_files(tmp_path, run_any, command):
-    """Whatever else is in --out, under whatever name, is the same afterwards."""
+    """Everything else in --out, whatever its name, is unchanged afterwards."""
     out = tmp_path / "project"
     for name in (*STAGES, *prepare.RECIPES, "train", "checkpoints", ".stamps-of-mine"):
         as_folder(out / f"{name}.part")
@@ -712,7 +712,7 @@ def test_what_changes_while_a_stage_is_made_is_kept(data, capsys, monkeypatch):
 
 
 def test_stamps_of_the_version_before(data, capsys):
-    """They say what is done; but not what was written, so that nothing is replaced by them."""
+    """They record that a stage is done, but not what it wrote, so nothing may be replaced."""
     out = run_text(data)
     for path in out.glob(".stamps/*.json"):
         record = json.loads(path.read_text())
@@ -738,7 +738,7 @@ def test_a_stamp_of_something_else(data, capsys, content):
 
 
 def test_a_linked_stage(data, capsys):
-    """One that is done may lie elsewhere; one that is to be made is refused before any work."""
+    """A finished stage may be a link; a stage to be made may not be one."""
     out = run_text(data)
     (out / "tok").rename(data / "big disk")
     (out / "tok").symlink_to(data / "big disk")
@@ -817,7 +817,7 @@ WITHOUT_SPACES = {
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("lang", WITHOUT_SPACES)
 def test_a_language_without_spaces(tmp_path, capsys, lang, turned):
-    """Unsegmented, all its pairs are lost: the error says why, and a warning if most are."""
+    """Without segmentation all its pairs are dropped: an error says why; if most are, a warning."""
     segmented = WITHOUT_SPACES[lang], "Yesterday we saw a very good film there ."
     joined = segmented[0].replace(" ", ""), segmented[1]
     langs = ("en", lang) if turned else (lang, "en")

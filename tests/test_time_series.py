@@ -1,4 +1,4 @@
-"""EA-DC-Transformer: the network's laws, its preparation of data, aeon's and fairseq's doors."""
+"""EA-DC-Transformer: the network's laws, its preparation of data, the estimators, the task."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ VARIANTS = [
 
 
 def build(channels=3, outputs=4, seed=0, **options):
-    """A small network in float64, its normalisation no longer as at the start."""
+    """A small network in float64, whose normalisation has non-trivial statistics."""
     torch.manual_seed(seed)
     network = DCTransformer(channels, outputs, **{**SMALL, **options}).double()
     for module in network.modules():
@@ -66,14 +66,14 @@ def test_a_series_alone_equals_itself_in_a_padded_batch(options, length):
     expected = network(**pad([alone]))
     batch = pad([alone, *series(30, 5, seed=1)])
     torch.testing.assert_close(network(**batch)[:1], expected, rtol=0, atol=1e-12)
-    batch["series"][0, length:] = float("nan")  # whatever stands there
+    batch["series"][0, length:] = float("nan")  # any value
     batch["series"] = batch["series"].nan_to_num(1e3)
     torch.testing.assert_close(network(**batch)[:1], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("options", VARIANTS)
 def test_padding_changes_no_gradient_and_no_statistics_in_training(options):
-    """More padding, in training, with batch normalisation over what is there."""
+    """More padding changes nothing in training, with batch normalisation over the real steps."""
     cases = series(9, 4, 1)
     results = []
     for extra in (0, 7):
@@ -96,7 +96,7 @@ def test_every_weight_gets_a_gradient():
 
 
 def steps_of(network, case):
-    """What the network makes of each step of a series, before the mean over them."""
+    """The network's output for each step of a series, before the mean."""
     steps = []
     handle = network.dropout.register_forward_hook(lambda *call: steps.append(call[2][0]))
     network(**pad([case]))
@@ -106,7 +106,7 @@ def steps_of(network, case):
 
 @pytest.mark.parametrize("options", [{}, {"learnable": True}, {"evolution_kernel_size": 5}])
 def test_the_causal_option_sees_no_later_step(options):
-    """Before the mean over time, no step changes with a later one; without the option they do."""
+    """Before the mean over time, no step depends on a later one; without the option, they do."""
     for causal in (True, False):
         network = build(causal=causal, **options)
         (before,) = series(20)
@@ -176,7 +176,7 @@ def test_a_traced_network_keeps_the_lengths(reload):
 
 
 def test_without_evolution_no_map_is_used():
-    """alpha = beta = 0 has no evolving weights, and equals an evolving network cut apart."""
+    """At alpha = beta = 0 there are no evolving weights, and the maps are independent."""
     plain = build(alpha=0.0, beta=0.0)
     assert not [name for name in plain.state_dict() if "evolution" in name]
     learnable = build(learnable=True, alpha=0.0, beta=0.0)
@@ -190,7 +190,7 @@ def test_the_convolution_is_torchs_weight_normalised_one():
     conv = CausalConv(3, 4, kernel_size=3, dilation=2).double()
     expected = torch.nn.Conv1d(3, 4, 3, dilation=2).double()
     with torch.no_grad():
-        conv.direction.mul_(2)  # of no effect on what it computes
+        conv.direction.mul_(2)  # which do not affect its output
         conv.gain.uniform_(0.5, 2)
     expected = torch.nn.utils.parametrizations.weight_norm(expected)
     magnitude, direction = expected.parametrizations.weight.parameters()
@@ -322,7 +322,7 @@ def test_validation_is_a_stratified_part_drawn_by_the_seed():
     assert len(validation) == 20 and 3 <= (labels[validation] == "b").sum() <= 5
     assert (split_off(100, 0.2, 1, labels)[1] == validation).all()
     assert (split_off(100, 0.2, 2, labels)[1] != validation).any()
-    for seed in range(10):  # of each class something is left to learn from
+    for seed in range(10):  # each class keeps a case to learn from
         for few in (list("abc"), list("aabbc"), list("abbbbbbbbb"), list("aabbccddeeff")):
             training, _ = split_off(len(few), 0.4, seed, few)
             assert {few[index] for index in training} == set(few)
@@ -479,7 +479,7 @@ def test_the_table_of_the_example(tmp_path):
 
 
 def test_gradients_are_clipped():
-    """By Adam's first update a gradient's size goes unseen; by its second it does not."""
+    """Adam's first update does not depend on the gradient's size; its second does."""
     X, y = make_example_3d_numpy(n_cases=8, n_channels=1, n_timepoints=8, random_state=0)
     fitted = [
         EADCTransformerClassifier(

@@ -1,4 +1,4 @@
-"""What a timm user types: scripts with ``ea_*`` registered, and the digits example."""
+"""Commands of a timm user: scripts with ``ea_*`` registered, and the digits example."""
 
 import os
 import re
@@ -86,7 +86,7 @@ def test_bad_use_of_the_door_says_what_is_right(tmp_path):
 
 
 def test_digits(tmp_path, monkeypatch, capsys):
-    """The example trains, and better than by guessing; what it saves is timm's to read."""
+    """The example learns better than chance, and timm can load what it saves."""
     monkeypatch.chdir(tmp_path)
     digits("--epochs", 2, "--model-kwargs", "depth=3", "alpha=0.3")
     printed = capsys.readouterr().out
@@ -126,7 +126,7 @@ def error_of_digits(capsys, *options):
     ["train/0/photo.png", "train/0/0005.png", "validation/cat/1.JPEG", "train", "ea_vit_tiny.pth"],
 )
 def test_digits_spares_the_users_images(tmp_path, monkeypatch, capsys, name):
-    """And trains on no others than digits."""
+    """It refuses to train on other images."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "digits" / name
     path.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Weights files of ``ea_*`` models: their options travel with them, whatever loads and saves."""
+"""Weight files of ``ea_*`` models: their options travel with them, however they are saved."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ def create(name, seed=0, **options):
 
 
 def trained(name, options):
-    """A model of these options, with numbers of its own in every layer if they are learned."""
+    """A model with these options; learned numbers differ from layer to layer."""
     model = create(name, seed=1, **options)
     if options.get("learnable"):
         with torch.no_grad():
@@ -106,7 +106,7 @@ def test_what_was_given_must_be_the_files(given, message, way, tmp_path):
 @pytest.mark.parametrize("options", TRAINED)
 @pytest.mark.parametrize("name", SIZES)
 def test_a_saved_model_makes_itself_again(name, options, tmp_path):
-    """As it was made, and once more after its options came from a file."""
+    """For a new model, and for one that took its options from a file."""
     model = trained(name, options)
     save_for_hf(model, tmp_path / "made", safe_serialization=True)
     made = timm.create_model(f"local-dir:{tmp_path / 'made'}", pretrained=True)
@@ -135,7 +135,7 @@ def test_one_model_takes_one_file_after_another(name):
 
 @pytest.mark.parametrize("average", [ModelEma, ModelEmaV2, ModelEmaV3])
 def test_moving_averages(average):
-    """Rounding moves their numbers by a little, which makes them no others."""
+    """Rounding changes their numbers slightly, which is no disagreement."""
     model = create("ea_vit_tiny", alpha=0.1, beta=0.7)
     ema = average(model, decay=0.9998)
     for _ in range(100):
@@ -176,7 +176,7 @@ def test_plain_weights_without_strict_are_reported():
 
 @pytest.mark.parametrize("name", ["ea_vit_tiny", "ea_resnet50"])
 def test_transformers(name, tmp_path):
-    """It sets weights without our way to load, and leaves missing ones as memory happens to be."""
+    """It sets weights one by one, and leaves missing ones uninitialised."""
     transformers = pytest.importorskip("transformers")
 
     def load():

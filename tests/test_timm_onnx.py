@@ -31,7 +31,7 @@ TRAINED = [
     ids=["vit", "vit of any size", "distilled", "resnet"],
 )
 def test_other_batches_and_sizes(name, options, trained, dynamo, tmp_path):
-    """From a checkpoint, without its options, which onnx_export.py cannot be given."""
+    """From a checkpoint without its options, for which onnx_export.py has no argument."""
     torch.manual_seed(0)
     model = timm.create_model(name, **options, **trained).eval()
     torch.save(model.state_dict(), tmp_path / "trained.pth")

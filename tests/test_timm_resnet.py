@@ -1,4 +1,4 @@
-"""ea_resnet*: the official numbers, the plain ResNet where attention is silent, timm's surface."""
+"""ea_resnet*: the official numbers, the plain ResNet without attention, timm's interface."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def images(batch=2, height=64, width=64, seed=0, dtype=torch.float32):
 
 
 def create(name="ea_resnet50", seed=0, **options):
-    """A ResNet of one or two blocks a stage, in eval mode, its batch norms not trivial."""
+    """A ResNet with one or two blocks per stage, in eval mode, with non-trivial batch norms."""
     torch.manual_seed(seed)
     options = {"layers": (1, 2, 2, 2), "num_classes": 7, "zero_init_last": False, **options}
     model = timm.create_model(name, **options).eval()
@@ -109,7 +109,7 @@ def test_shapes_follow_the_official_code():
 
 
 def test_where_attention_is_silent_it_is_the_plain_resnet():
-    """With no output from attention, and a plain ResNet without the channels it takes over."""
+    """With attention's output set to 0, and a plain ResNet without the replaced channels."""
     plain = create("resnet50").double()
     model = create().double()
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_without_evolution_every_attention_is_plain():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("downsample", [False, True])
 def test_one_attention_against_the_equations(stride, downsample):
-    """Pooling, queries, relative positions, evolution: all written out, pixel by pixel."""
+    """Pooling, queries, relative positions and evolution, written out pixel by pixel."""
     torch.manual_seed(0)
     alpha, beta, heads, dim = 0.25, 0.375, 2, 3
     evolution = AttentionEvolution(heads, alpha, beta)
@@ -209,7 +209,7 @@ def test_checkpointing_changes_no_gradient():
 
 @pytest.mark.parametrize("size", [(32, 32), (96, 96), (100, 70), (224, 224)])
 def test_other_sizes(size):
-    """By resizing the tables on the fly, and by a model made for the size, likewise loaded."""
+    """By resizing the tables during the forward pass, and with a model created for the size."""
     model = create()
     x = images(1, *size)
     expected = model(x)

@@ -1,4 +1,4 @@
-"""timm's own test suite, unchanged, from the source release of the timm that is installed."""
+"""timm's own test suite, unchanged, from the source release of the installed timm."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 import timm
 
 MODELS = ["ea_vit_tiny_patch16_224", "ea_deit_tiny_distilled_patch16_224", "ea_resnet50"]
-# What the suite has for timm's own models of these kinds.
+# The numbers of the suite's tests for timm's own models of these kinds.
 EXPECTED = {
     "test_model_backward",
     "test_model_backward_fx",

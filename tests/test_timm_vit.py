@@ -1,4 +1,4 @@
-"""ea_vit_*, ea_deit_*: the plain model without evolution, the equations with it, timm's surface."""
+"""ea_vit_*, ea_deit_*: plain models without evolution, the equations with it, timm's interface."""
 
 import copy
 
@@ -200,7 +200,7 @@ def test_a_mask_of_ones_is_none():
 
 @pytest.mark.parametrize("additive", [False, True])
 def test_tokens_that_no_query_sees_have_no_influence(additive):
-    """The last tokens as padding: the others come out as they do without them."""
+    """With the last tokens as padding, the others get the same result as without them."""
     model = create(alpha=0.3, beta=0.4).double()
     tokens = torch.randn(2, 17, 192, dtype=torch.float64)
     allowed = torch.ones(2, 1, 1, 17, dtype=torch.bool)
@@ -219,7 +219,7 @@ def test_tokens_that_no_query_sees_have_no_influence(additive):
 
 
 def test_queries_that_see_nothing_get_zeros_as_in_timm():
-    """Padding given for queries and keys: no NaN, not even in a gradient, and timm's numbers."""
+    """Padding of queries and keys: no NaN, not even in gradients, and timm's numbers."""
     plain, model = pair("ea_vit_tiny")
     real = torch.ones(2, 17, dtype=torch.bool)
     real[1, 12:] = False
@@ -314,7 +314,7 @@ def test_drop_path_and_dropout_are_in_use():
         (block.drop_path1, block.drop_path2, lambda: block.mlp(block.norm2(x))),
         (block.drop_path2, block.drop_path1, lambda: block.attn(block.norm1(x), map_before)[0]),
     ):
-        path.drop_prob, other.drop_prob = 1.0, 0.0  # its branch is gone, the other stays
+        path.drop_prob, other.drop_prob = 1.0, 0.0  # only its branch is dropped
         torch.testing.assert_close(block(x, map_before)[0], x + branch())
 
 

@@ -1,6 +1,6 @@
 """A pytest plugin that lets timm's own test suite, unchanged, test the ``ea_*`` models too.
 
-The suite chooses what to test by patterns of names; whatever it says of ``vit_*`` is made to hold
+The suite chooses what to test by patterns of names; whatever it says about ``vit_*`` also holds
 for ``ea_vit_*``: ``pytest -p timm_plugin -k ea_ tests/test_models.py`` in timm's source.
 """
 
@@ -24,7 +24,7 @@ def widen(patterns: Union[str, Sequence[str]]) -> Union[str, List[str]]:
 def list_models(
     filter: Any = "", *args: Any, exclude_filters: Any = "", **kwargs: Any
 ) -> List[str]:
-    """timm's list_models, to which ``ea_vit_*`` is what ``vit_*`` is."""
+    """timm's list_models, in which ``vit_*`` includes ``ea_vit_*``."""
     return list_plain_models(widen(filter), *args, exclude_filters=widen(exclude_filters), **kwargs)
 
 

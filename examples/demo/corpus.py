@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A German-English corpus without a download: numbers, dates, times, money and measures in words.
+"""Generates a German-English corpus: numbers, dates, times, money and measures in words.
 
-num2words spells the numbers, babel (Unicode's CLDR) names weekdays, months, currencies and units,
-in German and in English alike; a few carrier phrases hold them together. The task is small but
-real: German says units before tens, in one word (vierundzwanzig, twenty-four), orders the words
-of a sentence its own way and counts hours to twenty-four.
+num2words spells the numbers, and babel (Unicode's CLDR) has the names of weekdays, months,
+currencies and units in both languages; a few carrier phrases connect them. The task is small but
+real: German puts units before tens, in one word (vierundzwanzig, twenty-four), has a different word
+order, and counts hours to twenty-four.
 
     python examples/demo/corpus.py --out FOLDER
 """
@@ -137,8 +137,8 @@ def build(
 ) -> dict[str, int]:
     """Writes train, valid and test pairs to `out`: train.de, train.en, ..., one sentence a line.
 
-    No sentence, German or English, stands twice in the corpus, whatever its case and punctuation,
-    so that none of the test set is ever seen in training. Returns the number of pairs of each set.
+    No sentence, German or English, occurs twice in the corpus, whatever its case and punctuation,
+    so no sentence of the test set is seen in training. Returns the number of pairs of each set.
     FileExistsError if one of the files is there already, unless `overwrite`.
     """
     rng = random.Random(seed)

@@ -64,14 +64,14 @@ def fairseq(tool: str, *args: object) -> list[str]:
 
 
 def fail(what: str, log: Path) -> None:
-    """Ends with the last lines of the log."""
+    """Exits with the last lines of the log."""
     tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
     sys.exit(f"\n{what} failed. The end of its log, {log}:\n\n{tail}")
 
 
 def lines_of(what: str, command: list[str], log: Path) -> Iterator[str]:
-    """The lines a command prints, as they come; all of them are added to `log` too."""
-    # Threads that spin while they wait slow each other down six times on cores that are shared.
+    """Yields the lines that a command prints, and appends them to `log`."""
+    # Threads that spin while they wait are six times as slow on shared cores.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     paths = [str(REPO), os.environ.get("PYTHONPATH")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -86,7 +86,7 @@ def lines_of(what: str, command: list[str], log: Path) -> Iterator[str]:
             for line in process.stdout:
                 file.write(line)
                 yield line
-        except BaseException:  # Ctrl-C most of all: nothing goes on behind the user's back
+        except BaseException:  # above all Ctrl-C: no process must go on in the background
             process.terminate()
             raise
     if process.returncode:

@@ -34,8 +34,8 @@ USER_DIR = Path(__file__).resolve().parents[2] / "ea_fairseq"
 def predict(task: Task, checkpoint: Path, data: Path, split: str) -> tuple[list, list | None]:
     """The model's predictions for a split that prepare.py wrote, in the order of its file.
 
-    Returns classes by their index, or scores (in training 0 to 5); and the targets, None in a test
-    set. DataError if the data or the checkpoint are not there, or not of the task.
+    Returns class indices, or scores from 0 to 5, and the targets, which are None in a test set.
+    DataError if the data or the checkpoint are missing or belong to another task.
     """
     check_prepared(task, data)
     for path in (checkpoint, data / "input0" / f"{split}.idx"):
@@ -44,7 +44,7 @@ def predict(task: Task, checkpoint: Path, data: Path, split: str) -> tuple[list,
     utils.import_user_module(Namespace(user_dir=str(USER_DIR)))
     try:
         state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint), {"data": str(data)})
-    except Exception as error:  # whatever pickle, torch or fairseq have against it
+    except Exception as error:  # pickle, torch and fairseq may raise anything
         raise DataError(f"{checkpoint} is no checkpoint of fairseq: {error!r}") from error
     check_checkpoint(task, state, checkpoint, data)
     (model,), cfg, fairseq_task = checkpoint_utils.load_model_ensemble_and_task(
@@ -75,7 +75,7 @@ def predict(task: Task, checkpoint: Path, data: Path, split: str) -> tuple[list,
 
 
 def check_checkpoint(task: Task, state: dict, checkpoint: Path, data: Path) -> None:
-    """DataError unless the checkpoint was fine-tuned on such a task, with the same dictionary."""
+    """DataError unless the checkpoint was fine-tuned on this task with the same dictionary."""
     cfg = state["cfg"]
     if cfg is None or cfg.task._name != "sentence_prediction":
         raise DataError(f"{checkpoint} was not fine-tuned: its task is not sentence_prediction")

@@ -20,8 +20,8 @@ class Task:
         label: the column of the label.
         labels: the labels, in the order of the model's classes; none if it is a score, 0 to 5.
         metrics: the official ones, of METRICS.
-        best: what fairseq's sentence_prediction is to choose the best checkpoint by.
-        header: the columns of the labelled files, if those do not name them in a first line.
+        best: fairseq's metric for choosing the best checkpoint.
+        header: the columns of the labelled files, if their first line does not name them.
         files: the official files of each of fairseq's splits; where there are several names, the
             first file that exists is taken.
         lr, batch_size: of fairseq's fine-tuning recipe for RoBERTa.
@@ -129,7 +129,7 @@ def score(task: Task, targets: list, predictions: list) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Example:
-    """One line: its sentence or sentences, and its label; None in a test set, which hides it."""
+    """One line: its sentence or sentences, and its label, which is None in a test set."""
 
     inputs: tuple[str, ...]
     label: str | None
@@ -151,7 +151,7 @@ def find_files(task: Task, raw: Path) -> dict[str, Path]:
 
 
 def read(task: Task, path: Path, split: str, skip_bad_lines: bool = False) -> list[Example]:
-    """The examples of an official file. DataError, with the line, where it is not as it must be.
+    """The examples of an official file. DataError, with the number of the line, if it is wrong.
 
     `skip_bad_lines` leaves out lines with a wrong number of columns, which older copies of QQP
     have, and says how many; never in a test set, whose predictions are numbered by its lines.
@@ -195,7 +195,7 @@ def read(task: Task, path: Path, split: str, skip_bad_lines: bool = False) -> li
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a text file, without their ends. DataError if it is none."""
+    """The lines of a text file, without their ends. DataError if it is no text file."""
     try:
         with path.open("rb") as file:
             for line in text_lines(file, path):
@@ -221,7 +221,7 @@ def check_label(task: Task, label: str, where: str) -> None:
 
 
 def check_prepared(task: Task, data: Path) -> None:
-    """DataError unless `data` is what prepare.py wrote of the task."""
+    """DataError unless prepare.py wrote `data` for the task."""
     check_data_path(data)
     file = data / "task.txt"
     if not file.is_file():

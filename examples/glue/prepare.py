@@ -4,9 +4,9 @@
     python examples/glue/prepare.py text  --text FILE ... --out data/text
     python examples/glue/prepare.py tasks --raw glue_data --bpe data/text/bpe --out data/glue
 
-`text` makes data to pre-train on, out of plain text, and learns a BPE from it unless one is given;
-`tasks` makes data to fine-tune on, out of the official files of GLUE, each task in a folder of its
-name. Nothing is downloaded.
+`text` turns plain text into data for pre-training, and learns a BPE from it unless one is given.
+`tasks` turns the official files of GLUE into data for fine-tuning, with a folder for each task.
+Nothing is downloaded.
 
 A BPE (--bpe) is a folder with dict.txt, fairseq's dictionary, and either encoder.json and
 vocab.bpe (GPT-2's byte-level BPE, which the released RoBERTa models use; what is learned here is
@@ -40,7 +40,7 @@ from evolving_attention.commands import (
 
 
 class Bpe:
-    """The BPE of a folder: how lines become tokens, and the dictionary that numbers those."""
+    """The BPE of a folder: it splits lines into tokens, which its dictionary numbers."""
 
     def __init__(self, folder: Path) -> None:
         if (folder / "encoder.json").is_file() and (folder / "vocab.bpe").is_file():
@@ -76,7 +76,7 @@ def make_encoder(options: Namespace) -> Callable[[str], str]:
 
 
 def binarize(prefix: Path, lines: Iterable[str], dictionary: Dictionary) -> Counter[str]:
-    """Writes prefix.bin and prefix.idx as fairseq-preprocess does; counts what there was."""
+    """Writes prefix.bin and prefix.idx as fairseq-preprocess does, and counts lines and tokens."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
     builder = indexed_dataset.make_builder(f"{prefix}.bin", "mmap", len(dictionary))
     counts: Counter[str] = Counter()
@@ -90,7 +90,7 @@ def binarize(prefix: Path, lines: Iterable[str], dictionary: Dictionary) -> Coun
 
 
 def write_text(what: str, prefix: Path, lines: list[str], bpe: Bpe, workers: int) -> None:
-    """Writes lines in BPE and says what they were. DataError if most tokens are unknown."""
+    """Writes lines in BPE and prints their number. DataError if most tokens are unknown."""
     encoded = bpe.encode(tqdm(lines, what, disable=None), workers)
     counts = binarize(prefix, encoded, bpe.dictionary)
     if 2 * counts["unknown"] > counts["tokens"]:
@@ -106,7 +106,7 @@ def write_text(what: str, prefix: Path, lines: list[str], bpe: Bpe, workers: int
 
 
 def documents(lines: Iterable[str]) -> list[list[str]]:
-    """What empty lines separate; if there are none, each line by itself."""
+    """Documents, which empty lines separate; if there are none, each line is one."""
     found: list[list[str]] = [[]]
     for line in lines:
         if line.strip():
@@ -118,7 +118,7 @@ def documents(lines: Iterable[str]) -> list[list[str]]:
 
 
 def learn_bpe(documents: list[list[str]], size: int, folder: Path) -> None:
-    """Learns a byte-level BPE of `size` tokens, in GPT-2's files, its dictionary beside it."""
+    """Learns a byte-level BPE of `size` tokens, in GPT-2's format, and writes its dictionary."""
     try:
         from tokenizers import ByteLevelBPETokenizer
     except ImportError:
@@ -135,7 +135,7 @@ def learn_bpe(documents: list[list[str]], size: int, folder: Path) -> None:
     counts: Counter[int] = Counter()
     for encoding in tokenizer.encode_batch(lines):
         counts.update(encoding.ids)
-    # All tokens are in it, those that the text never uses too: then no text has an unknown one.
+    # It has all tokens, even those that the text never uses, so that no text has unknown ones.
     order = sorted(numbers.values(), key=lambda number: (-counts[number], number))
     rows = "".join(f"{number} {counts[number]}\n" for number in order)
     (folder / "dict.txt").write_text(rows, encoding="ascii")

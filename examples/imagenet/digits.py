@@ -91,7 +91,7 @@ def loader(folder: Path, split: str, batch_size: int) -> torch.utils.data.DataLo
 
 @torch.no_grad()
 def validate(model: torch.nn.Module, batches: torch.utils.data.DataLoader) -> float:
-    """Top-1 accuracy in percent."""
+    """Top-1 accuracy in per cent."""
     model.eval()
     top1 = AverageMeter()
     for images, labels in batches:

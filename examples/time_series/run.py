@@ -4,9 +4,10 @@
     python examples/time_series/run.py JapaneseVowels BasicMotions
     python examples/time_series/run.py NATOPS --folder data/uea --seeds 1 2 3 --epochs 100
 
-Each data set is learned by three networks alike but for their attention: evolving, plain (alpha =
-beta = 0) and none (convolutions alone). Classification gives accuracy, regression the root mean
-squared error in the target's own unit. The test split is looked at once, after training.
+Three networks that differ only in their attention learn each data set: evolving, plain (alpha =
+beta = 0) and without attention (only convolutions). The score is accuracy for classification and
+the root mean squared error, in the target's own unit, for regression. The test split is used once,
+after training.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def score(train: TimeSeries, test: TimeSeries, options: Dict) -> float:
 
 
 def row(name: str, train: TimeSeries, results: Dict[str, List[float]]) -> str:
-    """A line of the table: the mean and, of several seeds, the standard deviation."""
+    """A line of the table: the mean and, for several seeds, the standard deviation."""
     cells = []
     for values in results.values():
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
@@ -56,7 +57,7 @@ def row(name: str, train: TimeSeries, results: Dict[str, List[float]]) -> str:
 
 
 def run(args: argparse.Namespace, options: Dict) -> Iterator[str]:
-    """Trains and scores all that was asked for; the lines of the table, as each is ready."""
+    """Trains and scores all networks; yields each line of the table when it is ready."""
     data = {
         name: [read(name, split, args.folder) for split in ("train", "test")] for name in args.names
     }
