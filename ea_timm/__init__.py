@@ -9,13 +9,14 @@ from ea_timm import deit, resnet, vision_transformer
 from ea_timm.attention2d import AugmentedConv2d, EvolvingAttention2d
 from ea_timm.deit import EvolvingVisionTransformerDistilled
 from ea_timm.layers import EvolvingAttention, EvolvingBlock
-from ea_timm.resnet import EvolvingBottleneck, EvolvingResNet
+from ea_timm.resnet import EvolvingBasicBlock, EvolvingBottleneck, EvolvingResNet
 from ea_timm.vision_transformer import EvolvingVisionTransformer
 
 __all__ = [
     "AugmentedConv2d",
     "EvolvingAttention",
     "EvolvingAttention2d",
+    "EvolvingBasicBlock",
     "EvolvingBlock",
     "EvolvingBottleneck",
     "EvolvingResNet",

@@ -205,11 +205,12 @@ def pool(x: Tensor) -> Tensor:
 class AugmentedConv2d(nn.Module):
     """A convolution some of whose output channels are made by attention instead.
 
-    Of the plain convolution's C output channels the last C / 8 are attention's, with C / 4
-    channels of keys and queries.
+    Of the plain convolution's C output channels the last C / 8, or another share, are attention's,
+    with C / 4 channels of keys and queries.
 
     Args:
         conv: the plain convolution to replace; its shape alone is taken, not its weights.
+        share: attention's share of the output channels is one in so many.
         others: as in :class:`EvolvingAttention2d`.
 
     Raises:
@@ -221,16 +222,18 @@ class AugmentedConv2d(nn.Module):
         conv: nn.Conv2d,
         num_heads: int,
         map_size: Tuple[int, int],
+        share: int = 8,
         downsample: bool = False,
         attn_drop: float = 0.0,
         evolution: Optional[AttentionEvolution] = None,
     ) -> None:
         super().__init__()
         channels = conv.out_channels
-        if channels % 8 or (channels - channels // 8) % conv.groups:
+        if channels % share or (channels - channels // share) % conv.groups:
             raise ValueError(
-                "an augmented convolution needs output channels that 8 divides, 7/8 of which "
-                f"its groups divide, got {channels} channels in {conv.groups} groups"
+                f"an augmented convolution needs output channels that {share} divides, "
+                f"{share - 1}/{share} of which its groups divide, got {channels} channels in "
+                f"{conv.groups} groups"
             )
         centred = tuple(
             d * (k - 1) / 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
@@ -243,7 +246,7 @@ class AugmentedConv2d(nn.Module):
         factory = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         self.conv = nn.Conv2d(
             conv.in_channels,
-            channels - channels // 8,
+            channels - channels // share,
             conv.kernel_size,
             stride=conv.stride,
             padding=conv.padding,
@@ -255,7 +258,7 @@ class AugmentedConv2d(nn.Module):
         self.attn = EvolvingAttention2d(
             conv.in_channels,
             channels // 4,
-            channels // 8,
+            channels // share,
             num_heads,
             map_size,
             stride=conv.stride[0],

@@ -29,6 +29,16 @@ def complete_options(
     return {**options, "learnable": learnable}
 
 
+def check_class(name: str, given: Any, *bases: type) -> None:
+    """Raises ValueError, naming the argument, unless `given` is one of `bases` or a subclass."""
+    if not (isinstance(given, type) and issubclass(given, bases)):
+        names = " or ".join(base.__name__ for base in bases)
+        raise ValueError(
+            f"{name} must be ea_timm's {names} or a subclass of it, since it hands its attention "
+            f"map on, got {given!r}"
+        )
+
+
 class EvolvingModel(StartsFromPlainWeights):
     """A model whose options, where they are not given, are those of the weights that it loads.
 

@@ -1,8 +1,9 @@
 """Attention-augmented ResNets with evolving attention: ``ea_resnet*``."""
 
 from functools import partial
+from itertools import product
 from numbers import Integral
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Type, Union
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -10,15 +11,43 @@ from timm.layers import to_2tuple
 from timm.models import checkpoint_seq, generate_default_cfgs
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_args
-from timm.models.resnet import Bottleneck, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from ea_timm.attention2d import AugmentedConv2d
 from ea_timm.builder import entrypoint
 from ea_timm.evolved import Evolved, HandsMapOn, check_features, run_block
-from ea_timm.model import EvolvingModel, complete_options
+from ea_timm.model import EvolvingModel, check_class, complete_options
 from evolving_attention import AttentionEvolution
 from evolving_attention.checks import check_unit_interval, is_a
+
+
+class EvolvingBasicBlock(BasicBlock, HandsMapOn):
+    """timm's basic block, which takes the map of the block before and hands its own on.
+
+    Its `conv1` and `conv2` are to be :class:`AugmentedConv2d`; the map evolves in both.
+    """
+
+    plain = BasicBlock
+    augmented = ("conv1", "conv2")
+    share = 4
+
+    def forward(self, x: Tensor, prev_attn_logits: Optional[Tensor] = None) -> Evolved:
+        """Features and map; `prev_attn_logits` as in :class:`EvolvingAttention2d`."""
+        if not torch.jit.is_scripting():
+            check_features(x)
+        shortcut = x
+        x, attn_logits = self.conv1(x, prev_attn_logits)
+        x = self.aa(self.act1(self.drop_block(self.bn1(x))))
+        x, attn_logits = self.conv2(x, attn_logits)
+        x = self.bn2(x)
+        if self.se is not None:
+            x = self.se(x)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        return Evolved(self.act2(x + shortcut), attn_logits)
 
 
 class EvolvingBottleneck(Bottleneck, HandsMapOn):
@@ -26,6 +55,10 @@ class EvolvingBottleneck(Bottleneck, HandsMapOn):
 
     Its `conv2` is to be an :class:`AugmentedConv2d`.
     """
+
+    plain = Bottleneck
+    augmented = ("conv2",)
+    share = 8
 
     def forward(self, x: Tensor, prev_attn_logits: Optional[Tensor] = None) -> Evolved:
         """Features and map; `prev_attn_logits` as in :class:`EvolvingAttention2d`."""
@@ -92,11 +125,14 @@ class EvolvingResNet(ResNet, EvolvingModel):
     """timm's ResNet, augmented by evolving attention in its last three stages.
 
     Modifications of timm's class, after the authors' code: in every bottleneck of these stages an
-    eighth of the 3x3 convolution's channels are attention's. The second stage attends on a map
-    pooled to half its size. Maps evolve from block to block, and from stage to stage where the
-    size stays the same (so from the second to the third, while the fourth begins anew).
+    eighth of the 3x3 convolution's channels are attention's; in every basic block, a quarter in
+    each of its two. The second stage attends on a map pooled to half its size. Maps evolve from
+    one attention to the next, and from stage to stage where the size stays the same (so from the
+    second to the third, while the fourth begins anew).
 
     Args:
+        layers: blocks of each stage.
+        block: EvolvingBottleneck, EvolvingBasicBlock or a subclass.
         img_size: that the tables of relative positions are made for; others work, by resizing.
         alpha: weight of the previous map, in [0, 1]; None is that of the weights that are loaded,
             else 0.5.
@@ -105,7 +141,7 @@ class EvolvingResNet(ResNet, EvolvingModel):
         learnable: learn alpha and beta of each block, from the given values on.
         num_heads: heads of every attention.
         attn_drop_rate: dropout of the attention probabilities.
-        others: as in timm, but for `block`, which is this class's own.
+        others: as in timm.
 
     Raises:
         ValueError: an argument out of range, or channels that do not divide.
@@ -117,6 +153,7 @@ class EvolvingResNet(ResNet, EvolvingModel):
         self,
         layers: Tuple[int, ...],
         *,
+        block: Type[Union[EvolvingBasicBlock, EvolvingBottleneck]] = EvolvingBottleneck,
         img_size: Union[int, Tuple[int, int]] = 224,
         alpha: Optional[float] = None,
         beta: Optional[float] = None,
@@ -139,25 +176,28 @@ class EvolvingResNet(ResNet, EvolvingModel):
                 f"got {img_size!r}"
             )
         check_unit_interval("attn_drop_rate", attn_drop_rate)
-        blocks = (Bottleneck, EvolvingBottleneck, EvolvingBottleneck, EvolvingBottleneck)
-        super().__init__(blocks, layers, **factory, **kwargs)
+        check_class("block", block, EvolvingBottleneck, EvolvingBasicBlock)
+        super().__init__((block.plain, block, block, block), layers, **factory, **kwargs)
 
         prev_reduction = None
         reduction = self.feature_info[1]["reduction"]
         for info in self.feature_info[2:]:
             stage = getattr(self, info["module"])
             downsample = info["module"] == "layer2"
-            for block in stage:
-                reduction *= block.conv2.stride[0]
+            for part, name in product(stage, block.augmented):
+                conv = getattr(part, name)
+                reduction *= conv.stride[0]
                 map_reduction = 2 * reduction if downsample else reduction
-                block.conv2 = AugmentedConv2d(
-                    block.conv2,
+                augmented = AugmentedConv2d(
+                    conv,
                     num_heads,
                     map_size=(-(-size[0] // map_reduction), -(-size[1] // map_reduction)),
+                    share=block.share,
                     downsample=downsample,
                     attn_drop=attn_drop_rate,
                     evolution=evolution() if map_reduction == prev_reduction else None,
                 )
+                setattr(part, name, augmented)
                 reduction, prev_reduction = info["reduction"], map_reduction
             setattr(self, info["module"], EvolvingStage(*stage))
         update_model_args(self, num_heads=num_heads)
@@ -255,9 +295,10 @@ class EvolvingResNet(ResNet, EvolvingModel):
 
 
 MODELS = {
-    "ea_resnet50": (3, 4, 6, 3),
-    "ea_resnet101": (3, 4, 23, 3),
-    "ea_resnet152": (3, 8, 36, 3),
+    "ea_resnet34": dict(layers=(3, 4, 6, 3), block=EvolvingBasicBlock),
+    "ea_resnet50": dict(layers=(3, 4, 6, 3)),
+    "ea_resnet101": dict(layers=(3, 4, 23, 3)),
+    "ea_resnet152": dict(layers=(3, 8, 36, 3)),
 }
 
 default_cfgs = generate_default_cfgs(
@@ -278,7 +319,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-for name, layers in MODELS.items():
+for name, sizes in MODELS.items():
     globals()[name] = entrypoint(
-        __name__, name, EvolvingResNet, layers=layers, out_indices=(0, 1, 2, 3, 4)
+        __name__, name, EvolvingResNet, out_indices=(0, 1, 2, 3, 4), **sizes
     )

@@ -35,6 +35,7 @@ def main() -> None:
     registering, package = (Path(x.__path__[0]) for x in (ea_timm.children, ea_timm))
     paths = [str(registering), os.environ.get("PYTHONPATH", ""), str(package.parent)]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    sys.path.append(str(package.parent))
     runpy.run_path(str(script), run_name="__main__")
 
 

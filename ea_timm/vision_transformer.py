@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ea_timm.builder import entrypoint
 from ea_timm.evolved import run_block
 from ea_timm.layers import EvolvingAttention, EvolvingBlock, EvolvingBlocks
-from ea_timm.model import EvolvingModel, complete_options
+from ea_timm.model import EvolvingModel, check_class, complete_options
 
 
 class EvolvingVisionTransformer(VisionTransformer, EvolvingModel):
@@ -118,15 +118,6 @@ class EvolvingVisionTransformer(VisionTransformer, EvolvingModel):
         if intermediates_only:
             return intermediates
         return self.norm(x), intermediates
-
-
-def check_class(name: str, given: Any, base: type) -> None:
-    """Raises ValueError, naming the argument, unless `given` is `base` or a subclass of it."""
-    if not (isinstance(given, type) and issubclass(given, base)):
-        raise ValueError(
-            f"{name} must be ea_timm's {base.__name__} or a subclass of it, since it hands its "
-            f"attention map on, got {given!r}"
-        )
 
 
 def cfg(**kwargs: Any) -> Dict[str, Any]:

@@ -37,7 +37,7 @@ def test_a_script_runs_as_it_does_by_itself_with_the_models_registered(tmp_path)
     assert run.returncode == 0, run.stderr
     arguments, models = run.stdout.splitlines()
     assert arguments == f"['scripts/list.py', 'ea_resnet*', '--flag'] __main__ {folder}"
-    assert models == "['ea_resnet50', 'ea_resnet101', 'ea_resnet152']"
+    assert models == "['ea_resnet34', 'ea_resnet50', 'ea_resnet101', 'ea_resnet152']"
 
 
 LAUNCHER = """
@@ -73,7 +73,7 @@ def test_the_processes_that_a_script_starts_know_the_models(tmp_path):
         list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600
     )
     assert run.returncode == 0, run.stderr
-    models = "['ea_resnet50', 'ea_resnet101', 'ea_resnet152']"
+    models = "['ea_resnet34', 'ea_resnet50', 'ea_resnet101', 'ea_resnet152']"
     assert run.stdout.splitlines() == ["False True", models, "False", models]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import timm
@@ -135,7 +136,8 @@ def test_the_pair_is_a_pair_to_python():
         _ = pair.no_such
 
 
-def test_modules_run_in_timms_order():
+@pytest.mark.parametrize("name", ["ea_resnet34", "ea_resnet50"])
+def test_modules_run_in_timms_order(name):
     """FullGrad and the like pair what hooks see with the order in which modules are registered."""
 
     def order(model):
@@ -146,14 +148,12 @@ def test_modules_run_in_timms_order():
         model(images())
         return names
 
-    model = create_resnet()
+    model = create_resnet(name)
     ran = order(model)
-    plain = [name.replace(".conv2.conv", ".conv2") for name in ran if ".conv2.attn." not in name]
-    assert plain == order(create_resnet("resnet50"))
-    of_attention = [name for name, module in model.named_modules() if ".conv2.attn." in name]
-    assert [name for name in ran if ".conv2.attn." in name] == [
-        name for name in of_attention if name in ran
-    ]
+    others = [re.sub(r"(conv\d).conv$", r"\1", path) for path in ran if ".attn." not in path]
+    assert others == order(create_resnet(name.removeprefix("ea_")))
+    of_attention = [path for path in ran if ".attn." in path]
+    assert of_attention == [path for path, _ in model.named_modules() if path in of_attention]
 
 
 def test_blocks_called_with_tokens():

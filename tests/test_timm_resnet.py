@@ -10,7 +10,7 @@ from timm.models import FeatureGraphNet
 from timm.utils import AttentionExtract
 from torch import nn
 
-from ea_timm import AugmentedConv2d, EvolvingAttention2d
+from ea_timm import AugmentedConv2d, EvolvingAttention2d, EvolvingBasicBlock
 from ea_timm.attention2d import RelativeLogits2d, resize_table
 from evolving_attention import AttentionEvolution, reference
 
@@ -76,17 +76,20 @@ def test_equals_the_official_code(dtype):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("ea_resnet50", 24_967_712), ("ea_resnet101", None), ("ea_resnet152", None)],
+    [
+        ("ea_resnet34", 18_506_408),
+        ("ea_resnet50", 24_967_712),
+        ("ea_resnet101", 43_440_728),
+        ("ea_resnet152", 58_659_248),
+    ],
 )
 def test_parameters(name, count):
+    """As in the authors' code; but for ea_resnet50, their PyTorch code without the 3x3's biases."""
     model = timm.create_model(name, device="meta")
-    parameters = sum(p.numel() for p in model.parameters())
-    assert count is None or parameters == count
+    assert sum(p.numel() for p in model.parameters()) == count
     plain = timm.create_model(name.removeprefix("ea_"), device="meta")
-    assert len(attentions(model)) == sum(
-        len(getattr(plain, stage)) for stage in ("layer2", "layer3", "layer4")
-    )
-    assert parameters < sum(p.numel() for p in plain.parameters())
+    blocks = sum(len(getattr(plain, stage)) for stage in ("layer2", "layer3", "layer4"))
+    assert len(attentions(model)) == blocks * (2 if name == "ea_resnet34" else 1)
 
 
 def test_shapes_follow_the_official_code():
@@ -108,15 +111,50 @@ def test_shapes_follow_the_official_code():
     assert model.layer3[0].conv2.attn.evolution.mixing == (0.5, 1.0)
 
 
-def test_where_attention_is_silent_it_is_the_plain_resnet():
+def test_shapes_of_resnet34_follow_the_authors_pytorch_code():
+    """Both convolutions of every block are augmented, and each map evolves from the one before."""
+    model = timm.create_model("ea_resnet34").eval()
+    assert not any(isinstance(m, AugmentedConv2d) for m in model.layer1.modules())
+    maps = list(AttentionExtract(model, method="hook")(images(1, 224, 224)).values())
+    assert [m.shape[1:] for m in maps] == [(8, 196, 196)] * 20 + [(8, 49, 49)] * 6
+    for stage, planes, side in (("layer2", 128, 14), ("layer3", 256, 14), ("layer4", 512, 7)):
+        for index, block in enumerate(getattr(model, stage)):
+            for conv, first in ((block.conv1, True), (block.conv2, False)):
+                attn = conv.attn
+                assert conv.conv.out_channels == planes - planes // 4
+                assert (attn.key_channels, attn.value_channels) == (planes // 4, planes // 4)
+                assert attn.position.r_height.shape == (2 * side - 1, planes // 4 // 8)
+                assert attn.stride == (2 if index == 0 and first else 1)
+                assert attn.downsample == (stage == "layer2")
+                plain = first and index == 0 and stage != "layer3"
+                assert (attn.evolution is None) == plain
+
+
+@pytest.mark.parametrize("name", ["ea_resnet34", "ea_resnet50"])
+def test_every_attention_gets_the_map_of_the_one_before(name):
+    model = create(name)
+    taken, given = [], []
+
+    def keep(module, args, output):
+        taken.append(args[1])
+        given.append(output.attn_logits)
+
+    for attn in attentions(model):
+        attn.register_forward_hook(keep)
+    model(images())
+    assert taken[0] is None and len(taken) == (12 if name == "ea_resnet34" else 6)
+    assert all(a is b for a, b in zip(taken[1:], given, strict=False))
+
+
+@pytest.mark.parametrize("name", ["ea_resnet34", "ea_resnet50"])
+def test_where_attention_is_silent_it_is_the_plain_resnet(name):
     """With attention's output set to 0, and a plain ResNet without the replaced channels."""
-    plain = create("resnet50").double()
-    model = create().double()
+    plain = create(name.removeprefix("ea_")).double()
+    model = create(name).double()
     with torch.no_grad():
-        for stage in (plain.layer2, plain.layer3, plain.layer4):
-            for block in stage:
-                channels = block.conv2.out_channels
-                block.conv2.weight[channels - channels // 8 :] = 0
+        for path, module in model.named_modules():
+            if isinstance(module, AugmentedConv2d):
+                plain.get_submodule(path).weight[module.conv.out_channels :] = 0
         model.load_state_dict(plain.state_dict())
         for attn in attentions(model):
             attn.proj.weight.zero_()
@@ -192,8 +230,9 @@ def test_one_attention_against_the_equations(stride, downsample):
     torch.testing.assert_close(got, attended, rtol=0, atol=1e-12)
 
 
-def test_checkpointing_changes_no_gradient():
-    model = create(learnable=True, alpha=0.4, beta=0.6).double()
+@pytest.mark.parametrize("name", ["ea_resnet34", "ea_resnet50"])
+def test_checkpointing_changes_no_gradient(name):
+    model = create(name, learnable=True, alpha=0.4, beta=0.6).double()
     x = images(dtype=torch.float64)
     expected = gradients(model, x)
     model.set_grad_checkpointing()
@@ -256,6 +295,10 @@ def test_dilated_stages(output_stride):
         {"cardinality": 2, "base_width": 32},
         {"replace_stem_pool": True},
         {"num_heads": 4},
+        {"block": EvolvingBasicBlock},
+        {"block": EvolvingBasicBlock, "aa_layer": timm.layers.BlurPool2d, "avg_down": True},
+        {"block": EvolvingBasicBlock, "output_stride": 8, "block_args": {"attn_layer": "se"}},
+        {"block": EvolvingBasicBlock, "drop_path_rate": 0.2, "drop_block_rate": 0.1},
     ],
 )
 def test_options_of_timm(options):
@@ -321,8 +364,9 @@ def test_an_empty_batch():
     assert create()(images()[:0]).shape == (0, 7)
 
 
-def test_script_trace_compile_export_channels_last(reload):
-    model = create(learnable=True)
+@pytest.mark.parametrize("name", ["ea_resnet34", "ea_resnet50"])
+def test_script_trace_compile_export_channels_last(name, reload):
+    model = create(name, learnable=True)
     x = images()
     expected = model(x)
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
@@ -422,6 +466,10 @@ def test_weights_drawn_anew():
         ({"num_heads": "8"}, "num_heads must be a whole number of 1 or more, got '8'"),
         ({"num_heads": 3}, "num_heads must divide the attention's key channels .*num_heads=3"),
         ({"num_heads": 32}, "num_heads must divide the attention's value channels .*num_heads=32"),
+        (
+            {"block": nn.Identity},
+            "block must be ea_timm's EvolvingBottleneck or EvolvingBasicBlock",
+        ),
         ({"channels": (64, 100, 256, 512)}, "output channels that 8 divides.* got 100 channels"),
     ],
 )

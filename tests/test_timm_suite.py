@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 import timm
 
-MODELS = ["ea_vit_tiny_patch16_224", "ea_deit_tiny_distilled_patch16_224", "ea_resnet50"]
+MODELS = [
+    "ea_vit_tiny_patch16_224",
+    "ea_deit_tiny_distilled_patch16_224",
+    "ea_resnet34",
+    "ea_resnet50",
+]
 # The numbers of the suite's tests for timm's own models of these kinds.
 EXPECTED = {
     "test_model_backward",
