@@ -1,6 +1,6 @@
 """Evolving attention for timm: ``import ea_timm`` registers the ``ea_*`` models.
 
-They are then made as timm's own are: ``timm.create_model("ea_deit_small")``,
+They are then used like timm's own: ``timm.create_model("ea_deit_small")``,
 ``train.py --device-modules ea_timm --model ea_deit_small``, and, for those of timm's scripts that
 do not import other modules, ``python -m ea_timm.run validate.py ...``.
 """

@@ -1,6 +1,6 @@
 """Attention over the pixels of a feature map, beside a convolution (attention augmentation).
 
-Follows the authors' TensorFlow code (EAResnet50) but for two details of its down-sampling: the
+Follows the authors' TensorFlow code (EAResnet50), except in two details of its down-sampling: the
 3x3 average pooling is centred on the same pixels as the stride-2 convolution beside it, and the
 bilinear resizing back is PyTorch's usual one (half-pixel centres).
 """
@@ -19,10 +19,10 @@ from evolving_attention.checks import check_count
 
 
 class RelativeLogits2d(nn.Module):
-    """Logits of learned relative positions, one table for rows and one for columns.
+    """Relative-position logits, from a learned table for rows and one for columns.
 
     Args:
-        map_size: (height, width) that the tables are made for; others work, by resizing them.
+        map_size: (height, width) of the tables, which are resized for other sizes.
         head_dim: channels of a query of one head.
 
     Attributes:
@@ -46,7 +46,7 @@ class RelativeLogits2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the tables anew, with the standard deviation of the official code."""
+        """Initialises the tables with the standard deviation of the official code."""
         for table in (self.r_height, self.r_width):
             nn.init.normal_(table, std=table.shape[1] ** -0.5)
 
@@ -60,7 +60,7 @@ class RelativeLogits2d(nn.Module):
         return (of_rows + of_columns).flatten(3)
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
-        """Takes tables made for another size over, resized."""
+        """Resizes tables of another size."""
         for name, table in (("r_height", self.r_height), ("r_width", self.r_width)):
             given = state_dict.get(f"{prefix}{name}")
             if given is not None and given.shape[1:] == table.shape[1:]:
@@ -71,15 +71,15 @@ class RelativeLogits2d(nn.Module):
 @torch.fx.wrap
 @register_notrace_function
 def by_distance(table: Tensor, size: int) -> Tensor:
-    """For each query and key along one axis the row of their distance: (size, size, head_dim)."""
+    """The row of the table for each query and key along one axis: (size, size, head_dim)."""
     position = torch.arange(size, device=table.device)
     distance = position.unsqueeze(0) - position.unsqueeze(1)
     return resize_table(table, 2 * size - 1)[distance + size - 1]
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:
-    """A table of relative positions for another size: (length, head_dim), distance 0 stays so."""
-    # In a graph for images of any size it is no int, and must not be compared.
+    """Resizes a table to (length, head_dim); distance 0 stays in the middle."""
+    # In a graph for images of any size, `length` is no int and must not be compared.
     if isinstance(length, int) and table.shape[0] == length:
         return table
     table = table.t().unsqueeze(0)
@@ -88,21 +88,21 @@ def resize_table(table: Tensor, length: int) -> Tensor:
 
 
 class EvolvingAttention2d(nn.Module):
-    """Self-attention over pixels, whose map evolves from the map of the block before.
+    """Self-attention over pixels, whose map evolves from that of the previous block.
 
     Args:
         in_channels: of the feature map.
-        key_channels: of all queries, and of all keys, together; a multiple of `num_heads`.
-        value_channels: of all values together and of the output; a multiple of `num_heads`.
+        key_channels: of the queries of all heads, and of their keys; a multiple of `num_heads`.
+        value_channels: of the values of all heads and of the output; a multiple of `num_heads`.
         num_heads: heads.
-        map_size: (height, width) at which attention works, for the tables of positions.
-        stride: 2 pools the input before attention, as a stride-2 convolution shrinks it.
+        map_size: (height, width) of the map that attention sees, for the tables of positions.
+        stride: 2 pools the input before attention, to the size that a stride-2 convolution returns.
         downsample: pool once more, and resize the output back.
         attn_drop: dropout of the attention probabilities.
-        evolution: how the map evolves; None where there is none to evolve from.
+        evolution: how the map evolves; None if there is no previous map.
 
     Raises:
-        ValueError: channels that `num_heads` does not divide.
+        ValueError: `num_heads` does not divide the channels.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class EvolvingAttention2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws all weights anew, as the official code does; biases start at 0."""
+        """Initialises all weights as the official code does, and biases with 0."""
         self.position.reset_parameters()
         convolutions = [self.kqv, self.proj]
         if self.evolution is not None:
@@ -157,11 +157,11 @@ class EvolvingAttention2d(nn.Module):
             nn.init.zeros_(convolution.bias)
 
     def forward(self, x: Tensor, prev_attn_logits: Optional[Tensor] = None) -> Evolved:
-        """Output and map to hand on.
+        """The output and the map to hand on.
 
         Args:
             x: (batch, in_channels, height, width).
-            prev_attn_logits: the map of the block before, (batch, heads, H * W, H * W) for a
+            prev_attn_logits: the map of the previous block, (batch, heads, H * W, H * W) for a
                 pooled height H and width W. Without `evolution` it is not read and may be None.
 
         Returns:
@@ -203,18 +203,18 @@ def pool(x: Tensor) -> Tensor:
 
 
 class AugmentedConv2d(nn.Module):
-    """A convolution some of whose output channels are made by attention instead.
+    """A convolution in which attention computes some of the output channels.
 
     Of the plain convolution's C output channels the last C / 8, or another share, are attention's,
     with C / 4 channels of keys and queries.
 
     Args:
-        conv: the plain convolution to replace; its shape alone is taken, not its weights.
-        share: attention's share of the output channels is one in so many.
-        others: as in :class:`EvolvingAttention2d`.
+        conv: the plain convolution to replace; only its shape matters, not its weights.
+        share: attention computes one of `share` output channels.
+        other arguments: as in :class:`EvolvingAttention2d`.
 
     Raises:
-        ValueError: channels that do not divide, or a convolution whose output is of another size.
+        ValueError: the channels are not divisible, or the convolution changes the size.
     """
 
     def __init__(
@@ -267,11 +267,11 @@ class AugmentedConv2d(nn.Module):
             evolution=evolution,
             **factory,
         )
-        # As timm's ResNet does with every convolution.
+        # timm's ResNet initialises every convolution like this.
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor, prev_attn_logits: Optional[Tensor] = None) -> Evolved:
-        """Features (batch, channels, height, width) and map, see :class:`EvolvingAttention2d`."""
+        """Features (batch, channels, height, width) and map; see :class:`EvolvingAttention2d`."""
         convolved = self.conv(x)
         attended, attn_logits = self.attn(x, prev_attn_logits)
         return Evolved(torch.cat([convolved, attended], dim=1), attn_logits)

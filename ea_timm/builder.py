@@ -1,4 +1,4 @@
-"""How timm's registry makes the ``ea_*`` models."""
+"""Creates the ``ea_*`` models for timm's registry."""
 
 from typing import Any, Callable, Tuple, Type, Union
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class EvolvingFeatures(FeatureGetterNet):
-    """timm's features by ``forward_intermediates``, with its gradient checkpointing."""
+    """timm's features from ``forward_intermediates``, with gradient checkpointing."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block in the backward pass, or keep its activations."""
@@ -22,7 +22,7 @@ def build_evolving(
     out_indices: Union[int, Tuple[int, ...]],
     **kwargs: Any,
 ) -> nn.Module:
-    """timm's `build_model_with_cfg`; with `features_only`, an :class:`EvolvingFeatures`.
+    """timm's `build_model_with_cfg`; with `features_only` it returns :class:`EvolvingFeatures`.
 
     Raises:
         ValueError: `feature_cls` is one of timm's ways to call the children of the model one
@@ -45,13 +45,13 @@ def build_evolving(
 def entrypoint(
     module: str, name: str, model_cls: Type[nn.Module], **model_args: Any
 ) -> Callable[..., nn.Module]:
-    """Registers with timm, and returns, the function that makes the model `name`.
+    """Registers a function that creates the model `name` with timm, and returns it.
 
     Args:
         module: name of the module that has the model's `default_cfgs`.
         name: of the model and the function.
         model_cls: of the model.
-        model_args: for :func:`build_evolving`, where the caller gives none.
+        model_args: defaults of the arguments for :func:`build_evolving`.
     """
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:

@@ -1,4 +1,4 @@
-"""DeiT with evolving attention: ``ea_deit_*``, distilled ones too."""
+"""DeiT with evolving attention: ``ea_deit_*``, including distilled models."""
 
 from functools import partial
 from typing import Any, Dict
@@ -13,10 +13,10 @@ from ea_timm.vision_transformer import BASE, SMALL, TINY, EvolvingVisionTransfor
 
 
 class EvolvingVisionTransformerDistilled(EvolvingVisionTransformer, VisionTransformerDistilled):
-    """timm's distilled DeiT, whose attention maps evolve from block to block.
+    """timm's distilled DeiT with attention maps that evolve from block to block.
 
-    Arguments as in :class:`EvolvingVisionTransformer` and timm's class; the token and the head of
-    the distillation are timm's.
+    The arguments are those of :class:`EvolvingVisionTransformer` and timm's class; the token and
+    head of the distillation are timm's.
     """
 
 

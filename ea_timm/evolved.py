@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class Evolved(NamedTuple):
     """What every block returns: ``x, attn_logits = block(x, attn_logits)``.
 
-    To a hook that expects timm's output it looks like the features: ``output.detach()``,
-    ``output[:, 0]`` and the like are theirs. ``output[0]`` is all of the features, as in any tuple.
+    A hook that expects timm's output can use it like the features: ``output.detach()``,
+    ``output[:, 0]`` and the like work. ``output[0]`` is all of the features, as in any tuple.
 
     Attributes:
         features: what timm's block returns.
@@ -24,13 +24,13 @@ class Evolved(NamedTuple):
     attn_logits: Optional[Tensor]
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes and methods of the features; Python's own protocols are the tuple's."""
+        """Attributes and methods of the features, except special methods."""
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.features, name)
 
     def __getitem__(self, index: Any) -> Any:
-        """A member of the tuple; by an index that no tuple takes, part of the features."""
+        """A member of the tuple, or for a tuple as index, a part of the features."""
         return self.features[index] if isinstance(index, tuple) else tuple.__getitem__(self, index)
 
 
@@ -54,7 +54,7 @@ def run_block(
             evolved = checkpoint(block, x, attn_logits, *args)
         else:
             evolved = block(x, attn_logits, *args)
-        if not isinstance(evolved, Tensor):  # it would be split into the images of its batch
+        if not isinstance(evolved, Tensor):  # unpacking a tensor would split its batch
             return evolved
     raise TypeError(
         f"{type(block).__name__} in the place of a block takes no attention map or returns none. A "
@@ -64,7 +64,7 @@ def run_block(
 
 
 def check_features(x: Tensor) -> None:
-    """Raises TypeError where a block or stage is given the pair that the one before returned."""
+    """Raises TypeError if a block or stage got the pair that the previous one returned."""
     if isinstance(x, tuple):
         raise TypeError(
             "got features and attention map as one argument: call "
@@ -74,10 +74,10 @@ def check_features(x: Tensor) -> None:
 
 
 def map_before(prev_attn_logits: Optional[Tensor]) -> Tensor:
-    """The map of the layer before; ValueError if it has been lost on the way."""
+    """The map of the previous layer; ValueError if it was lost on the way."""
     if prev_attn_logits is None:
         raise ValueError(
-            "this attention evolves the map of the layer before, which did not come with the "
+            "this attention evolves the map of the previous layer, which did not come with the "
             "features: call `x, attn_logits = block(x, attn_logits)`, or the model as a whole "
             "(features_only=True, forward_intermediates), or set `evolution = None` in this "
             "attention to make it plain. See docs/timm.md"

@@ -1,4 +1,4 @@
-"""timm's self-attention and transformer block, with a map that comes in and goes out."""
+"""timm's self-attention and block, which take the previous block's map and return their own."""
 
 from typing import Optional
 
@@ -12,18 +12,18 @@ from ea_timm.evolved import Evolved, HandsMapOn, check_features, map_before, run
 from evolving_attention import AttentionEvolution, AttentionProbe
 from evolving_attention.checks import check_count, expands_to
 
-# torch.fx traces with values that have no shape, type or truth; what asks for these is a node of
-# its graph as a whole.
+# torch.fx traces with proxies, which have no shape, dtype or truth value: functions that need these
+# must be nodes of its graph.
 torch.fx.wrap("maybe_add_mask")
 
 
 @torch.fx.wrap
 @register_notrace_function
 def bias_of(attn_logits: Tensor, attn_mask: Optional[Tensor], is_causal: bool) -> Optional[Tensor]:
-    """What is added to the logits for the softmax, -inf where a query must not see a key.
+    """The bias that is added to the logits for the softmax: -inf where a query must not see a key.
 
     Raises:
-        ValueError: `attn_mask` is of a wrong dtype or shape, or given beside `is_causal`.
+        ValueError: `attn_mask` has a wrong dtype or shape, or is given with `is_causal`.
     """
     if attn_mask is not None:
         if is_causal:
@@ -44,7 +44,7 @@ def bias_of(attn_logits: Tensor, attn_mask: Optional[Tensor], is_causal: bool) -
 @torch.fx.wrap
 @register_notrace_function
 def open_empty_rows(attn_bias: Optional[Tensor]) -> Optional[Tensor]:
-    """Lets a query that sees no key see all, which spares the softmax, and gradients, a NaN."""
+    """Lets queries that see no key see all keys, so that softmax and gradients are not NaN."""
     if attn_bias is None:
         return None
     return attn_bias.masked_fill((attn_bias == float("-inf")).all(dim=-1, keepdim=True), 0.0)
@@ -53,7 +53,7 @@ def open_empty_rows(attn_bias: Optional[Tensor]) -> Optional[Tensor]:
 @torch.fx.wrap
 @register_notrace_function
 def clear_empty_rows(attn_probs: Tensor, attn_bias: Optional[Tensor]) -> Tensor:
-    """Zeros for a query that sees no key, as in torch's fused attention."""
+    """Sets the probabilities of queries that see no key to 0, as torch's fused attention does."""
     if attn_bias is None:
         return attn_probs
     return attn_probs.masked_fill((attn_bias == float("-inf")).all(dim=-1, keepdim=True), 0.0)
@@ -62,7 +62,7 @@ def clear_empty_rows(attn_probs: Tensor, attn_bias: Optional[Tensor]) -> Tensor:
 @torch.fx.wrap
 @register_notrace_function
 def absent_cells(attn_bias: Optional[Tensor]) -> Optional[Tensor]:
-    """The cells of the map that do not exist, given what is added to the logits for the softmax.
+    """The cells of the map that do not exist, from the bias for the softmax.
 
     Args:
         attn_bias: (queries, keys) or (batch, 1 or heads, 1 or queries, keys), -inf where a query
@@ -86,13 +86,13 @@ def window_of(is_causal: bool) -> str:
 
 
 class EvolvingAttention(Attention):
-    """timm's self-attention, whose map evolves from the map of the layer before.
+    """timm's self-attention, whose map evolves from that of the previous layer.
 
-    Modifications of timm's class: :meth:`forward` takes that map and returns its own as a second
-    value, so the logits are always computed, never inside of a fused kernel.
+    It differs from timm's class in that :meth:`forward` takes the previous map and also returns its
+    own value, so the logits are always computed, never inside of a fused kernel.
 
     Attributes:
-        evolution: how the map evolves; None in the first layer, which has none to evolve from.
+        evolution: how the map evolves; None in the first layer, which has no previous map.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -107,23 +107,24 @@ class EvolvingAttention(Attention):
         attn_mask: Optional[Tensor] = None,
         is_causal: bool = False,
     ) -> Evolved:
-        """As in timm, besides:
+        """As in timm, except for:
 
         Args:
             x: (batch, tokens, dim).
-            prev_attn_logits: the map of the layer before, (batch, heads, tokens, tokens). Without
+            prev_attn_logits: the map of the previous layer, (batch, heads, tokens, tokens). Without
                 `evolution`, as in the first layer, it is not read and may be None.
-            attn_mask: bool, True where a query sees a key, or added for the softmax;
+            attn_mask: bool, True where a query sees a key, or numbers to add for the softmax;
                 broadcastable to (batch, heads, tokens, tokens). A token that no query sees has
-                no influence at all. Where queries see different keys the convolution still reads
-                the visible cells around; to keep the future out, use `is_causal`.
+                no influence. Where queries see different keys, the convolution still reads
+                the visible cells around; to exclude the future, use `is_causal`.
             is_causal: no query sees later keys, and no cell of the map does.
 
         Returns:
             The output, (batch, tokens, dim), and the map to hand on.
 
         Raises:
-            ValueError: masks of a wrong dtype or shape, or a map of another shape or none.
+            ValueError: a mask has a wrong dtype or shape, or the map has another shape or is
+            missing.
         """
         B, N, _ = x.shape
         gate = self.gate(x).sigmoid() if self.gate is not None else None
@@ -150,15 +151,15 @@ class EvolvingAttention(Attention):
 
 
 class EvolvingBlock(Block, HandsMapOn):
-    """timm's transformer block, which takes the map of the block before and hands its own on.
+    """timm's transformer block, which takes the previous block's map and hands its own on.
 
     Args:
         alpha, beta, kernel_size, learnable: as in :class:`AttentionEvolution`.
-        depth: index of the block; the first, 0, has plain attention.
-        others: as in timm.
+        depth: index of the block; block 0 has plain attention.
+        kwargs: as in timm.
 
     Raises:
-        ValueError: an argument out of range; the message names it.
+        ValueError: an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class EvolvingBlock(Block, HandsMapOn):
         attn_mask: Optional[Tensor] = None,
         is_causal: bool = False,
     ) -> Evolved:
-        """Tokens and map; arguments as in :meth:`EvolvingAttention.forward`."""
+        """Tokens and map; for the arguments see :meth:`EvolvingAttention.forward`."""
         if not torch.jit.is_scripting():
             check_features(x)
         attended, attn_logits = self.attn(self.norm1(x), prev_attn_logits, attn_mask, is_causal)
@@ -212,7 +213,7 @@ class EvolvingBlocks(nn.Sequential):
         is_causal: bool = False,
         checkpointing: bool = False,
     ) -> Tensor:
-        """Tokens (batch, tokens, dim) after all blocks.
+        """Returns the tokens (batch, tokens, dim) after all blocks.
 
         Args:
             x: any tokens, such as those that a masked autoencoder keeps.

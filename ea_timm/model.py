@@ -1,4 +1,4 @@
-"""What the ``ea_*`` models have in common: their options, and how they load weights."""
+"""Shared by the ``ea_*`` models: their options, and how they load weights."""
 
 from typing import Any, Dict, List, Optional
 
@@ -17,10 +17,10 @@ DEFAULTS = {"alpha": 0.5, "beta": 1.0, "kernel_size": 3}
 def complete_options(
     alpha: Optional[float], beta: Optional[float], kernel_size: Optional[int], learnable: bool
 ) -> Dict[str, Any]:
-    """The options of :class:`AttentionEvolution`, the defaults where they are None.
+    """The options of :class:`AttentionEvolution`, with defaults for those that are None.
 
     Raises:
-        ValueError: an option out of range or of a wrong type; the message names it.
+        ValueError: an option is out of range or has a wrong type; the message names it.
     """
     given = {"alpha": alpha, "beta": beta, "kernel_size": kernel_size}
     options = {name: DEFAULTS[name] if x is None else x for name, x in given.items()}
@@ -40,23 +40,23 @@ def check_class(name: str, given: Any, *bases: type) -> None:
 
 
 class EvolvingModel(StartsFromPlainWeights):
-    """A model whose options, where they are not given, are those of the weights that it loads.
+    """A model that takes the options that were not given from the weights that it loads.
 
-    To stand behind timm's class among the bases; its constructor calls :meth:`remember`.
+    It comes after timm's class in the list of bases. The constructor calls :meth:`remember`.
     """
 
     def remember(
         self, alpha: Optional[float], beta: Optional[float], kernel_size: Optional[int]
     ) -> None:
-        """Takes note of the options as they were given; those that are None follow the weights."""
+        """Records the given options; those that are None will follow the weights."""
         given = {"alpha": alpha, "beta": beta, "kernel_size": kernel_size}
         self.adopted = [name for name, x in given.items() if x is None]
         self.record_options()
 
     def record_options(self) -> None:
-        """Has a saved model make itself again, whatever the defaults are and whoever loads it.
+        """Records the options in the configuration that timm saves with the model.
 
-        Different numbers in different layers were learned: they are in the weights alone.
+        Numbers that differ between layers were learned; only the weights have them.
         """
         evolutions = self.evolutions()
         if not evolutions:
@@ -76,15 +76,15 @@ class EvolvingModel(StartsFromPlainWeights):
         update_model_args(self, **options)
 
     def evolutions(self) -> List[AttentionEvolution]:
-        """What evolves in the model, in order."""
+        """The model's evolutions, in order."""
         return [module for module in self.modules() if isinstance(module, AttentionEvolution)]
 
     def init_non_persistent_buffers(self) -> None:
-        """Completes what transformers has loaded; it calls the method, timm's, in the end.
+        """Completes a model that transformers loaded; it calls this method of timm's at the end.
 
-        It sets weights one by one, without any module's way to load, and leaves those that are in
-        no file as memory happened to be, in modules that it does not know. The loaded ones carry
-        the mark below; a model without marks is not transformers', and stays as it is.
+        transformers sets weights one by one, without the modules' loading methods, and leaves those
+        that are in no file uninitialised in modules that it does not know. Loaded parameters carry
+        the mark below; a model without marks was not loaded by transformers and stays as it is.
         """
         mark = "_is_hf_initialized"
         if not any(hasattr(parameter, mark) for parameter in self.parameters()):
@@ -92,12 +92,12 @@ class EvolvingModel(StartsFromPlainWeights):
         for module in self.modules():
             if isinstance(module, (AttentionEvolution, RelativeLogits2d)):
                 if not all(hasattr(parameter, mark) for parameter in module.parameters()):
-                    module.reset_parameters()  # which spares what is marked, in transformers
+                    module.reset_parameters()  # inside transformers, this spares marked parameters
                 for parameter in module.parameters():
                     setattr(parameter, mark, True)
             if isinstance(module, AttentionEvolution) and not hasattr(module.alpha, mark):
                 module.reset_mixing()
-        self.load_state_dict(self.state_dict())  # for the numbers to be adopted, or refused
+        self.load_state_dict(self.state_dict())  # adopts or refuses the numbers
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
         adopt_options(self, self.adopted, state_dict, prefix)

@@ -23,9 +23,9 @@ from evolving_attention.checks import check_unit_interval, is_a
 
 
 class EvolvingBasicBlock(BasicBlock, HandsMapOn):
-    """timm's basic block, which takes the map of the block before and hands its own on.
+    """timm's basic block, which takes the previous block's map and hands its own on.
 
-    Its `conv1` and `conv2` are to be :class:`AugmentedConv2d`; the map evolves in both.
+    Its `conv1` and `conv2` must be :class:`AugmentedConv2d`; the map evolves in both.
     """
 
     plain = BasicBlock
@@ -51,9 +51,9 @@ class EvolvingBasicBlock(BasicBlock, HandsMapOn):
 
 
 class EvolvingBottleneck(Bottleneck, HandsMapOn):
-    """timm's bottleneck, which takes the map of the block before and hands its own on.
+    """timm's bottleneck, which takes the previous block's map and hands its own on.
 
-    Its `conv2` is to be an :class:`AugmentedConv2d`.
+    Its `conv2` must be an :class:`AugmentedConv2d`.
     """
 
     plain = Bottleneck
@@ -79,10 +79,10 @@ class EvolvingBottleneck(Bottleneck, HandsMapOn):
 
 
 class EvolvingStage(nn.Sequential):
-    """Blocks in sequence, the map going from one to the next beside the features.
+    """Blocks in sequence; the map goes from one to the next beside the features.
 
     Called with features only, as in a Sequential of the model's children, it returns features only,
-    on which the map travels to the next stage as their attribute `attn_logits`. If it is lost on
+    and the map travels to the next stage as their attribute `attn_logits`. If it is lost on
     the way, that stage raises an error.
     """
 
@@ -96,14 +96,13 @@ class EvolvingStage(nn.Sequential):
         """Features after all blocks; with the map, an :class:`Evolved`, if `with_map` or scripted.
 
         Args:
-            x: (batch, channels, height, width).
-            attn_logits: the map of the stage before; None is the one that came with `x`, if any.
-            with_map: return the map beside the features, as the model has its stages do.
-            checkpointing: recompute each block in the backward pass.
+            x: (batch, channels, height, width). attn_logits: the map of the previous stage; None
+            means the one that came with `x`, if any. with_map: return the map beside the features,
+            as the model needs it. checkpointing: recompute each block in the backward pass.
 
         Raises:
             TypeError: a block takes no map or hands none on.
-            ValueError: the first block evolves, and no map came.
+            ValueError: the first block evolves, but there is no previous map.
         """
         if torch.jit.is_scripting():
             for block in self:
@@ -124,27 +123,27 @@ class EvolvingStage(nn.Sequential):
 class EvolvingResNet(ResNet, EvolvingModel):
     """timm's ResNet, augmented by evolving attention in its last three stages.
 
-    Modifications of timm's class, after the authors' code: in every bottleneck of these stages an
-    eighth of the 3x3 convolution's channels are attention's; in every basic block, a quarter in
+    As in the authors' code, in every bottleneck of these stages attention computes an
+    eighth of the 3x3 convolution's channels; in every basic block, a quarter in
     each of its two. The second stage attends on a map pooled to half its size. Maps evolve from
     one attention to the next, and from stage to stage where the size stays the same (so from the
-    second to the third, while the fourth begins anew).
+    second to the third, while the fourth starts with a plain map).
 
     Args:
         layers: blocks of each stage.
         block: EvolvingBottleneck, EvolvingBasicBlock or a subclass.
-        img_size: that the tables of relative positions are made for; others work, by resizing.
-        alpha: weight of the previous map, in [0, 1]; None is that of the weights that are loaded,
+        img_size: of the tables of relative positions, which are resized for other sizes.
+        alpha: weight of the previous map, in [0, 1]; None means that of the loaded weights,
             else 0.5.
         beta: weight of the convolution over the map, in [0, 1]; None likewise, else 1.0.
         kernel_size: of that convolution, odd; None likewise, else 3.
-        learnable: learn alpha and beta of each block, from the given values on.
+        learnable: learn each block's alpha and beta, starting from the given values.
         num_heads: heads of every attention.
         attn_drop_rate: dropout of the attention probabilities.
-        others: as in timm.
+        kwargs: as in timm.
 
     Raises:
-        ValueError: an argument out of range, or channels that do not divide.
+        ValueError: an argument is out of range, or the channels are not divisible.
     """
 
     fresh_parts = ("attn", "evolution")
@@ -168,7 +167,7 @@ class EvolvingResNet(ResNet, EvolvingModel):
         factory = {"device": device, "dtype": dtype}
         options = complete_options(alpha, beta, kernel_size, learnable)
         evolution = partial(AttentionEvolution, num_heads, **options, **factory)
-        evolution()  # so that a bad option is found before a network is made
+        evolution()  # finds bad options before a network is created
         size = to_2tuple(img_size)
         if len(size) != 2 or not all(is_a(Integral, side) and side > 0 for side in size):
             raise ValueError(
@@ -205,14 +204,14 @@ class EvolvingResNet(ResNet, EvolvingModel):
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Draws all weights anew: timm's as timm does, those of attention as the authors do."""
+        """Initialises all weights: timm's as timm does, those of attention as the authors do."""
         super().init_weights(zero_init_last)
         for module in self.modules():
             if isinstance(module, AugmentedConv2d):
                 module.attn.reset_parameters()
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
-        """Loads a plain ResNet's weights too, into augmented convolutions the first channels."""
+        """Also loads a plain ResNet's weights; augmented convolutions take the first channels."""
         for name, module in self.named_modules(prefix=prefix.rstrip(".")):
             weight = state_dict.get(f"{name}.weight")
             if isinstance(module, AugmentedConv2d) and weight is not None:
@@ -223,7 +222,7 @@ class EvolvingResNet(ResNet, EvolvingModel):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def stem(self, x: Tensor) -> Tensor:
-        """Images (batch, channels, height, width) to the features before the pooling."""
+        """Images (batch, channels, height, width) -> the features before the pooling."""
         return self.act1(self.bn1(self.conv1(x)))
 
     def first_stage(self, x: Tensor) -> Tensor:
@@ -264,7 +263,7 @@ class EvolvingResNet(ResNet, EvolvingModel):
             x = self.first_stage(x)
             if 1 in take_indices:
                 intermediates.append(x)
-        if last >= 2:  # TorchScript knows no loop over modules in a tuple
+        if last >= 2:  # TorchScript cannot loop over modules in a tuple
             x, attn_logits = self.layer2(x, attn_logits, True, self.grad_checkpointing)
             if 2 in take_indices:
                 intermediates.append(x)

@@ -2,9 +2,9 @@
 
     python -m ea_timm.run validate.py DATA --model ea_deit_small --checkpoint model_best.pth.tar
 
-For validate.py, benchmark.py, inference.py and onnx_export.py, which import no other modules, and
-for bulk_runner.py, which starts them; train.py has ``--device-modules ea_timm`` of its own. On many
-GPUs: ``torchrun ... -m ea_timm.run``.
+Use it for validate.py, benchmark.py, inference.py and onnx_export.py, which cannot import other
+modules, and for bulk_runner.py, which starts them; train.py has the option ``--device-modules
+ea_timm``. On several GPUs: ``torchrun ... -m ea_timm.run``.
 """
 
 import os
@@ -17,7 +17,7 @@ import ea_timm.children
 
 
 def main() -> None:
-    """Runs the script that the first argument names, with the others as its own."""
+    """Runs the script that the first argument names, with the other arguments."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python -m ea_timm.run SCRIPT.py [the script's own arguments]")
     script = Path(sys.argv[1])
@@ -30,8 +30,8 @@ def main() -> None:
         )
     del sys.argv[0]
     sys.path[0] = str(script.parent.resolve())  # as python SCRIPT.py sets it
-    # The processes that the script starts find the module that registers the models there too,
-    # and, behind all else, this package.
+    # The processes that the script starts find the module that registers the models there, too,
+    # and, after everything else, this package.
     registering, package = (Path(x.__path__[0]) for x in (ea_timm.children, ea_timm))
     paths = [str(registering), os.environ.get("PYTHONPATH", ""), str(package.parent)]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

@@ -17,23 +17,23 @@ from ea_timm.model import EvolvingModel, check_class, complete_options
 
 
 class EvolvingVisionTransformer(VisionTransformer, EvolvingModel):
-    """timm's Vision Transformer, whose attention maps evolve from block to block.
+    """timm's Vision Transformer with attention maps that evolve from block to block.
 
-    Modifications of timm's class: every block takes the map of the one before and hands its own
-    on, through :meth:`forward_features` and :meth:`forward_intermediates`.
+    It differs from timm's class in that every block takes the previous block's map and hands its
+    own on, through :meth:`forward_features` and :meth:`forward_intermediates`.
 
     Args:
-        alpha: weight of the previous map, in [0, 1]; None is that of the weights that are loaded,
+        alpha: weight of the previous map, in [0, 1]; None means that of the loaded weights,
             else 0.5.
         beta: weight of the convolution over the map, in [0, 1]; None likewise, else 1.0.
         kernel_size: of that convolution, odd; None likewise, else 3.
-        learnable: learn alpha and beta of each block, from the given values on.
-        attn_layer: EvolvingAttention or a subclass; timm's names for the plain one mean it too.
+        learnable: learn each block's alpha and beta, starting from the given values.
+        attn_layer: EvolvingAttention or a subclass, or timm's names for the plain one.
         block_fn: EvolvingBlock or a subclass.
-        others: as in timm.
+        kwargs: as in timm.
 
     Raises:
-        ValueError: an argument out of range; the message names it.
+        ValueError: an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class EvolvingVisionTransformer(VisionTransformer, EvolvingModel):
         block_fn = partial(block_fn, **evolution)
         super().__init__(*args, attn_layer=attn_layer, block_fn=block_fn, **kwargs)
         if isinstance(self.patch_drop, PatchDropout):
-            # The convolution reads neighbours: the patches that are left must stay in order.
+            # The convolution reads neighbours: the remaining patches must stay in order.
             self.patch_drop.ordered = True
         self.blocks = EvolvingBlocks(*self.blocks)
         self.remember(alpha, beta, kernel_size)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images (batch, channels, height, width) to the tokens that the first block gets."""
+        """Images (batch, channels, height, width) -> the input tokens of the first block."""
         return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
 
     def forward_features(
@@ -121,7 +121,7 @@ class EvolvingVisionTransformer(VisionTransformer, EvolvingModel):
 
 
 def cfg(**kwargs: Any) -> Dict[str, Any]:
-    """A pretrained_cfg without weights, with the input of timm's ``vit_*_patch16_224``."""
+    """A pretrained_cfg without weights, for the input of timm's ``vit_*_patch16_224``."""
     return {
         "num_classes": 1000,
         "input_size": (3, 224, 224),
