@@ -1,4 +1,7 @@
-"""The project's one list of dependencies. Lower bounds are the oldest versions its tests ran on."""
+"""The project's one list of dependencies.
+
+Each lower bound is the oldest version that the tests passed with.
+"""
 
 import re
 from pathlib import Path
@@ -42,6 +45,7 @@ EXTRAS = {
         "pytest-xdist>=3.8",
         "expecttest>=0.3",
         "hypothesis>=6.168",
+        "mypy>=2.4",
         "onnx>=1.23.2",
         "onnxruntime>=1.32.0",
         "onnxscript>=0.7.2",
@@ -56,10 +60,28 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
+    license_files=["LICENSE"],
+    project_urls={
+        "Paper (ICML 2021)": "https://arxiv.org/abs/2102.12895",
+        "Paper (TPAMI 2023)": "https://arxiv.org/abs/2212.08330",
+    },
+    keywords=["attention", "transformer", "fairseq", "timm", "pytorch"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=find_packages(
         include=["evolving_attention*", "ea_fairseq*", "ea_timm*", "ea_aeon*", "ea_maps*"]
     ),
+    package_data={"evolving_attention": ["py.typed"]},
     # From torch 2.6 on, torch.load runs no code that a checkpoint carries.
     install_requires=["torch>=2.6"],
     extras_require=EXTRAS,
