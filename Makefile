@@ -1,24 +1,34 @@
-# make demo   train a small translation model and see what it does (about ten minutes)
-# make test   ruff and the whole test suite
-# Both make the environment they need in .venv; PYTHON=... chooses the interpreter. By default it
-# is one that fairseq has a wheel for, if there is one that works.
+# make demo   train a small translation model and show its results (about ten minutes)
+# make test   run ruff, mypy and the whole test suite
+# make check  the same with only the fast tests, in about a minute
+# make format format the code
+# Each creates the environment that it needs in .venv. PYTHON=... chooses the interpreter; by default
+# it is one that fairseq has a wheel for, if there is one that works.
 
 PYTHON ?= $(or $(shell for python in python3.12 python3.11; do \
   $$python -c "import ensurepip, venv" 2>/dev/null && echo $$python && break; done),python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The processor's cores; fairseq would else start as many threads as it finds, or one.
+# All cores; without this, fairseq starts either one thread or too many.
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test format clean
+.PHONY: demo test check lint format clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/demo.py
 
-test: $(VENV)/ready
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test: lint
+	$(PYTEST)
+
+check: lint
+	$(PYTEST) -m "not slow and not network"
+
+lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/mypy
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
@@ -28,7 +38,7 @@ $(VENV)/ready: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or newer is needed, $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
-	  { echo "$(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	  { echo "$(PYTHON) cannot create an environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "Installing torch, fairseq and timm into $(VENV): a few minutes, 7 GB (10 meanwhile), once."
 	$(BIN)/python -m pip install --progress-bar on --editable '.[fairseq,timm,glue,timeseries,viz,demo,dev]'

@@ -1,6 +1,7 @@
 """The project's one list of dependencies.
 
-Each lower bound is the oldest version that the tests passed with.
+Each lower bound is the oldest version with which the tests passed (Python 3.10, torch 2.6); of the
+development tools, some are simply recent.
 """
 
 import re
@@ -13,9 +14,9 @@ VERSION = re.search(
     r'__version__ = "(.+)"', (HERE / "evolving_attention/__init__.py").read_text(encoding="utf-8")
 ).group(1)
 
-# fairseq 0.12.2 neither builds with today's pip nor imports on Python 3.11. Two releases carry
-# its main branch, mended and with the same import name: ve-fairseq as wheels, where it has them;
-# fairseq-fixed as source, which takes a C++ compiler and four minutes.
+# fairseq 0.12.2 neither builds with current pip nor imports on Python 3.11. Two packages have its
+# main branch, repaired and with the same import name: ve-fairseq as wheels for some platforms, and
+# fairseq-fixed as source, which needs a C++ compiler and four minutes.
 HAS_WHEEL = (
     "(python_version == '3.11' or python_version == '3.12')"
     " and sys_platform == 'linux' and platform_machine == 'x86_64'"
@@ -29,22 +30,22 @@ EXTRAS = {
     "fairseq": [
         f"ve-fairseq>=0.12.3; {HAS_WHEEL}",
         f"fairseq-fixed>=0.12.3.1; {HAS_NO_WHEEL}",
-        "sacremoses>=0.2.0",
-        "subword-nmt>=0.3.8",
-        "sacrebleu>=2.6.0",
-        "tqdm>=4.70",
+        "sacremoses>=0.1.0",
+        "subword-nmt>=0.3.7",
+        "sacrebleu>=2.3.1",
+        "tqdm>=4.65",
     ],
     "timm": ["timm>=1.0.31"],
-    "timeseries": ["aeon>=1.6.0", "skorch>=1.4.0"],
-    "glue": ["tokenizers>=0.23.3", "scikit-learn>=1.7.2"],
-    "viz": ["matplotlib>=3.10.9"],
-    "demo": ["num2words>=0.5.14", "babel>=2.18", "scikit-learn>=1.7.2"],
+    "timeseries": ["aeon>=1.0.0", "skorch>=1.1.0"],
+    "glue": ["tokenizers>=0.15.0", "scikit-learn>=1.3.0"],
+    "viz": ["matplotlib>=3.8.4"],
+    "demo": ["num2words>=0.5.12", "babel>=2.12.1", "scikit-learn>=1.3.0"],
     "dev": [
-        "pytest>=9.2",
-        "pytest-timeout>=2.4",
-        "pytest-xdist>=3.8",
-        "expecttest>=0.3",
-        "hypothesis>=6.168",
+        "pytest>=7.4.0",
+        "pytest-timeout>=2.1.0",
+        "pytest-xdist>=3.3.1",
+        "expecttest>=0.1.6",
+        "hypothesis>=6.82.0",
         "mypy>=2.4",
         "onnx>=1.23.2",
         "onnxruntime>=1.32.0",

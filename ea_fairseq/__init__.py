@@ -33,7 +33,8 @@ else:
         raise ImportError(f"--user-dir {__path__[0]}: install evolving-attention first") from error
     if not any(os.path.samefile(__path__[0], path) for path in _package.__path__):
         raise ImportError(
-            f"--user-dir {__path__[0]} must be named {NAME}: it is a copy of {_package.__path__[0]}"
+            f"--user-dir {__path__[0]} is another copy of {NAME} than the installed one; use "
+            f"--user-dir {_package.__path__[0]}"
         )
     for _name, _module in list(sys.modules.items()):
         if _name.startswith(f"{NAME}."):

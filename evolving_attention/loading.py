@@ -44,10 +44,10 @@ class StartsFromPlainWeights(nn.Module):
         if not parts or any(isinstance(module, AttentionEvolution) for module in self.modules()):
             return
         part = min(parts)
-        numbers = [state_dict.get(f"{part}.{name}") for name in ("alpha", "beta")]
+        names = [f"{part}.{name}" for name in ("alpha", "beta")]
         trained = "evolving attention"
-        if all(is_number(number) for number in numbers):
-            alpha, beta = map(shortest_number, numbers)
+        if all(is_number(state_dict.get(name)) for name in names):
+            alpha, beta = (shortest_number(state_dict[name]) for name in names)
             trained = f"alpha={alpha}, beta={beta}"
         raise RuntimeError(
             f"the checkpoint was trained with {trained} (it has {part}), but this "

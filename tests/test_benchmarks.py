@@ -70,6 +70,7 @@ TRANSLATION = (
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
+@pytest.mark.slow
 def test_each_runs_and_reports_every_side(script, options, settings, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     script.main(

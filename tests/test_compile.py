@@ -11,6 +11,8 @@ from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
 import evolving_attention
 from ea_aeon.network import DCTransformer
 
+pytestmark = pytest.mark.slow
+
 
 def translation(build, sentences, task):
     model = build(encoder_layers=2, decoder_layers=2)

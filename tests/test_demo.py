@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from test_prepare import snapshot
 
+pytestmark = pytest.mark.slow
+
 DEMO = Path(__file__).parent.parent / "examples/demo"
 sys.path.insert(0, str(DEMO))
 import corpus  # noqa: E402

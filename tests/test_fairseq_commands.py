@@ -25,6 +25,8 @@ from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 import ea_fairseq.average_checkpoints as averaging
 from ea_fairseq.models.ea_transformer import EATransformerModel
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).parent.parent
 USER_DIR = REPO / "ea_fairseq"
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
@@ -718,10 +720,11 @@ def test_a_checkpoint_saves_the_options_that_the_plain_model_saves(data, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--no-cross-attention", "--ea-attentions", "cross"], "must not name cross"),
-        (["--no-cross-attention", "--ea-attentions", "encoder,cross"], "must not name cross"),
+        (["--no-cross-attention", "--ea-attentions", "cross"], "attention: cross: 0. Name"),
+        (["--no-cross-attention", "--ea-attentions", "encoder,cross"], "attention: cross: 0. Name"),
         (["--encoder-layers", 1, "--ea-attentions", "encoder"], "encoder: 1"),
-        (["--encoder-layers", 1, "--decoder-layers", 1], "cross: 1, decoder: 1, encoder: 1"),
+        (["--encoder-layers", 1, "--ea-attentions", "cross,encoder"], "attention: encoder: 1. "),
+        (["--encoder-layers", 1, "--decoder-layers", 1], "encoder: 1, decoder: 1, cross: 1"),
     ],
 )
 def test_options_without_effect_are_refused(data, tmp_path, options, message):
@@ -730,6 +733,22 @@ def test_options_without_effect_are_refused(data, tmp_path, options, message):
             "train",
             *(data / "bin", *MODEL, *TRAINING, *options, "--save-dir", tmp_path),
         )
+
+
+def test_a_checkpoint_of_options_without_effect_loads(data, tmp_path):
+    """As those of version 0.1.0 that were trained before the check."""
+    options = ["--encoder-layers", 1, "--decoder-layers", 1, "--ea-alpha", 0, "--ea-beta", 0]
+    fairseq(
+        "train",
+        *(data / "bin", *MODEL, *TRAINING, *options, "--max-update", 1),
+        *("--disable-validation", "--save-dir", tmp_path),
+    )
+    path = tmp_path / "checkpoint_last.pt"
+    state = averaging.load(path)
+    state["cfg"]["model"].ea_alpha = state["cfg"]["model"].ea_beta = 0.1
+    torch.save(state, path)
+    _, hypotheses = generate(data, "--beam", 2, paths=[path])
+    assert len(hypotheses) == 24
 
 
 def test_no_cross_attention_trains(data, tmp_path):
@@ -748,7 +767,7 @@ def test_a_user_dir_of_another_name(data, tmp_path):
     link.symlink_to(USER_DIR)
     shutil.copytree(USER_DIR, copy)
     training = ["--max-update", 1, "--disable-validation", "--save-dir", tmp_path / "checkpoints"]
-    for folder, message in ((link, None), (copy, "my_copy must be named ea_fairseq")):
+    for folder, message in ((link, None), (copy, f"use --user-dir {USER_DIR}")):
         arguments = [data / "bin", *MODEL, *TRAINING, *training]
         arguments[arguments.index(USER_DIR)] = folder
         result = subprocess.run(

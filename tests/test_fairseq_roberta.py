@@ -300,7 +300,7 @@ def test_sizes(masked_lm, arch, layers, width, ffn, heads):
         ({"ea_beta": -0.1}, "--ea-beta must lie in .0, 1., got -0.1"),
         ({"ea_kernel_size": 4}, "--ea-kernel-size must be odd"),
         ({"ea_attentions": "encoder"}, "no such option: ea_attentions; there are ea_alpha"),
-        ({"encoder_layers": 1}, "must be 0 where no attention has two layers.*encoder: 1"),
+        ({"encoder_layers": 1}, "fewer than two layers.*encoder: 1"),
         ({"encoder_attention_heads": 5}, "--encoder-attention-heads must be positive and divide"),
         ({"mha_heads_to_keep": 2}, "--mha-heads-to-keep cannot be used"),
     ],

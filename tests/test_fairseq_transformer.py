@@ -3,6 +3,7 @@
 import copy
 import random
 
+import onnxruntime
 import pytest
 import torch
 from fairseq.models.transformer import TransformerModel
@@ -427,6 +428,35 @@ def test_torchscript(build, reload, sentences, task, options):
     scripted = reload(torch.jit.script(model))
     expected, got = model(src, lengths, tgt)[0], scripted(src, lengths, tgt)[0]
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's
+def test_onnx(build, sentences, task, tmp_path):
+    """Traced with a padded sentence, as docs/fairseq.md says, the file is right for all batches."""
+    model, pad = build(**EVOLVING), task.source_dictionary.pad()
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, src, tgt):
+            return self.model(src, None, tgt)[0]
+
+    def example(batch, src_len, tgt_len):
+        src, tgt = sentences(batch, src_len), sentences(batch, tgt_len, seed=1)
+        src[-1, 3:], tgt[-1, 3:] = pad, pad
+        return src, tgt
+
+    axes = {"src": {0: "batch", 1: "length"}, "tgt": {0: "batch", 1: "tgt_length"}}
+    arguments = {"input_names": ["src", "tgt"], "dynamic_axes": axes, "dynamo": False}
+    torch.onnx.export(Model().eval(), example(2, 9, 7), tmp_path / "model.onnx", **arguments)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for src, tgt in (example(2, 9, 7), example(3, 12, 8), (sentences(1, 5), sentences(1, 4))):
+        (got,) = session.run(None, {"src": src.numpy(), "tgt": tgt.numpy()})
+        expected = model(src, None, tgt)[0].detach()
+        real = tgt.ne(pad)
+        torch.testing.assert_close(torch.tensor(got)[real], expected[real], rtol=0, atol=1e-3)
 
 
 def test_dynamic_quantisation(build, sentences):

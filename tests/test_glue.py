@@ -21,6 +21,8 @@ from tokenizers import ByteLevelBPETokenizer
 
 from ea_fairseq.models.ea_roberta import EARobertaModel
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "examples" / "glue"
 sys.path.insert(0, str(FOLDER))
 glue = importlib.import_module("glue")

@@ -317,6 +317,7 @@ def test_a_resnet_on_the_command_line(tmp_path, picture):
     assert (tmp_path / "maps.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_sentence_on_the_command_line(tmp_path, capsys, data):
     """An evolving and a plain checkpoint of fairseq-train."""
     training = [*TRAINING, "--max-update", 2, "--no-epoch-checkpoints", "--disable-validation"]
@@ -398,6 +399,7 @@ def test_roberta_on_the_command_line(tmp_path, capsys, data):
     }
 
 
+@pytest.mark.slow
 def test_a_series_on_the_command_line(tmp_path, capsys):
     folder = make_dataset(tmp_path, "Made")
     options = {"d_model": 16, "ffn_dim": 16, "num_heads": 2, "attention_dim": 4, "n_epochs": 1}

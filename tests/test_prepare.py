@@ -144,12 +144,14 @@ def iwslt14(tmp_path_factory):
     return folder / "out", train, tests, done
 
 
+@pytest.mark.slow
 def test_iwslt14_reads_what_fairseq_does(iwslt14):
     out, train, tests, _ = iwslt14
     assert pairs_of(out / "raw", "train") == train
     assert pairs_of(out / "raw", "test") == tests
 
 
+@pytest.mark.slow
 def test_iwslt14_tokenises_lower_cases_and_splits(iwslt14):
     out, train, _, _ = iwslt14
     # the recipe straightens the test text's apostrophes and leaves its &amp; as it is
@@ -164,6 +166,7 @@ def test_iwslt14_tokenises_lower_cases_and_splits(iwslt14):
     assert len(pairs_of(out / "split", "train")) == 66
 
 
+@pytest.mark.slow
 def test_fairseq_reads_back_the_same_pairs_with_one_dictionary(iwslt14):
     out = iwslt14[0]
     data_bin = out / "data-bin"
@@ -178,6 +181,7 @@ def test_fairseq_reads_back_the_same_pairs_with_one_dictionary(iwslt14):
             assert [dictionary.string(sentence) for sentence in dataset] == known
 
 
+@pytest.mark.slow
 def test_fairseqs_own_encoders_make_the_same_text(iwslt14):
     """fairseq-interactive processes a sentence as the training text was processed."""
     out = iwslt14[0]
@@ -190,6 +194,7 @@ def test_fairseqs_own_encoders_make_the_same_text(iwslt14):
     assert any("@@" in line for line in encoded)
 
 
+@pytest.mark.slow
 def test_the_report_names_stages_test_sets_and_the_training_command(iwslt14):
     out, _, _, done = iwslt14
     assert [line.split()[0] for line in done.stdout.split("\n")[:6]] == STAGES
@@ -226,6 +231,7 @@ def test_the_printed_training_command_follows_the_options(options, part):
     assert part in changed and part not in plain
 
 
+@pytest.mark.slow
 def test_separate_dictionaries_redo_only_the_last_stage(iwslt14, capsys):
     out = iwslt14[0]
     options = ["--workers", 2, "--bpe-merges", 60, "--no-joined-dictionary"]
@@ -816,6 +822,7 @@ WITHOUT_SPACES = {
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("lang", WITHOUT_SPACES)
+@pytest.mark.slow
 def test_a_language_without_spaces(tmp_path, capsys, lang, turned):
     """Without segmentation all its pairs are dropped: an error says why; if most are, a warning."""
     segmented = WITHOUT_SPACES[lang], "Yesterday we saw a very good film there ."

@@ -53,6 +53,7 @@ def test_a_layer_of_ones_own(padding):
     torch.testing.assert_close(names["out"][1:, :, kept], alone["out"])
 
 
+@pytest.mark.slow
 def test_a_classifier(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (text,) = (text for text in SERIES if "EADCTransformerClassifier" in text)

@@ -92,6 +92,7 @@ def test_augmentation_moves_and_flips_images():
     assert min(found) < 81 <= max(found)
 
 
+@pytest.mark.slow
 def test_a_run_from_data_to_json(tmp_path, monkeypatch, capsys):
     """Both settings start from the same weights; a second run has nothing left to do."""
     folder = tmp_path / "data" / "multi30k"

@@ -399,6 +399,7 @@ def test_aeons_checks(check):
 FAST = {**SMALL, "n_epochs": 40, "batch_size": 8, "lr": 5e-3, "random_state": 1, "device": "cpu"}
 
 
+@pytest.mark.slow
 def test_classifier_learns_saves_and_loads(tmp_path):
     make_dataset(tmp_path, "Bumps")
     train, test = (read("Bumps", split, str(tmp_path)) for split in ("train", "test"))
@@ -440,6 +441,7 @@ assert again.random_state == 3 and (again.predict(X) == c.predict(X)).all()
         loaded.predict(make_example_3d_numpy(n_channels=3, return_y=False))
 
 
+@pytest.mark.slow
 def test_regressor_learns_saves_and_loads(tmp_path):
     make_dataset(tmp_path, "Sizes", regression=True)
     train, test = (read("Sizes", split, str(tmp_path)) for split in ("train", "test"))
@@ -450,6 +452,7 @@ def test_regressor_learns_saves_and_loads(tmp_path):
     np.testing.assert_array_equal(loaded.predict(test.series), regressor.predict(test.series))
 
 
+@pytest.mark.slow
 def test_the_table_of_the_example(tmp_path):
     make_dataset(tmp_path, "Bumps", train=16, test=8)
     make_dataset(tmp_path, "Heights", regression=True, train=16, test=8)
@@ -501,6 +504,7 @@ def test_the_learning_rate_falls_along_a_cosine():
     np.testing.assert_allclose(rates, 0.05 * (1 + np.cos(np.pi * np.arange(4) / 4)))
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_weights(tmp_path):
     make_dataset(tmp_path, "Bumps")
     train = read("Bumps", "train", str(tmp_path))
@@ -601,6 +605,7 @@ def train(folder, name, save_dir, *options):
 
 
 @pytest.mark.parametrize(("regression", "metric"), [(False, "accuracy"), (True, "rmse")])
+@pytest.mark.slow
 def test_fairseq_trains_resumes_and_validates_on_the_test_split(tmp_path, regression, metric):
     folder = make_dataset(tmp_path / "data", "Made", regression)
     train(folder, "Made", tmp_path / "a", "--max-epoch", 30)
@@ -647,6 +652,7 @@ def test_fairseq_validates_in_half_precision(tmp_path):
     assert "test_accuracy" in out
 
 
+@pytest.mark.slow
 def test_fairseqs_shortest_command(tmp_path):
     """Only what names the task, the model and the data, and few epochs."""
     fairseq(

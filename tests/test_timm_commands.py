@@ -12,6 +12,8 @@ import timm
 from PIL import Image
 from test_prepare import snapshot
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 SCRIPT = """

@@ -39,6 +39,7 @@ def gradients(model, loss):
     return [p.grad for p in model.parameters()]
 
 
+@pytest.mark.slow
 def test_cutting_the_head():
     """nn.Sequential over the children: the same features and, through the map, gradients."""
     model = create_resnet()
@@ -48,7 +49,8 @@ def test_cutting_the_head():
     assert torch.equal(nn.Sequential(*model.children())(images()), model(images()))
     assert torch.equal(torch.fx.symbolic_trace(trunk)(images()), expected)
     torch.testing.assert_close(torch.export.export(trunk, (images(),)).module()(images()), expected)
-    torch.testing.assert_close(torch.compile(trunk, backend="aot_eager")(images()), expected)
+    if not torch.__version__.startswith("2.6."):  # it cannot compile attributes of tensors
+        torch.testing.assert_close(torch.compile(trunk, backend="aot_eager")(images()), expected)
 
     wanted = gradients(trunk, expected.square().mean())
     got = gradients(trunk, trunk(images()).square().mean())

@@ -9,8 +9,11 @@ from timm.utils.onnx import onnx_export
 
 import ea_timm  # noqa: F401 (registers the models)
 
+pytestmark = pytest.mark.slow
+
 VIT = {"img_size": 32, "depth": 2, "num_classes": 7}
 RESNET = {"layers": (1, 1, 1, 1), "num_classes": 7, "img_size": 64, "zero_init_last": False}
+OLD_TORCH = torch.__version__.startswith("2.6.")
 TRAINED = [
     {"alpha": 0.1, "beta": 0.1},
     {"alpha": 0.3, "beta": 0.4, "kernel_size": 5, "learnable": True},
@@ -32,6 +35,8 @@ TRAINED = [
 )
 def test_other_batches_and_sizes(name, options, trained, dynamo, tmp_path):
     """From a checkpoint without its options, for which onnx_export.py has no argument."""
+    if dynamo and OLD_TORCH:
+        pytest.skip("the new exporter of torch 2.6 fails, for plain models too")
     torch.manual_seed(0)
     model = timm.create_model(name, **options, **trained).eval()
     torch.save(model.state_dict(), tmp_path / "trained.pth")

@@ -365,6 +365,7 @@ def test_an_empty_batch():
 
 
 @pytest.mark.parametrize("name", ["ea_resnet34", "ea_resnet50"])
+@pytest.mark.slow
 def test_script_trace_compile_export_channels_last(name, reload):
     model = create(name, learnable=True)
     x = images()

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import timm
 
+pytestmark = [pytest.mark.slow, pytest.mark.network]
+
 MODELS = [
     "ea_vit_tiny_patch16_224",
     "ea_deit_tiny_distilled_patch16_224",

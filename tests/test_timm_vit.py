@@ -68,6 +68,7 @@ def test_what_is_registered():
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "patch16" in name])
+@pytest.mark.slow
 def test_without_evolution_it_is_the_plain_model(name):
     plain, model = pair(name)
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters())
@@ -369,6 +370,7 @@ def test_dtype_and_device_of_the_factory(dtype):
     assert 0 < weight.abs().max() <= (3 * 9) ** -0.5
 
 
+@pytest.mark.slow
 def test_script_trace_compile_and_export(reload):
     model = create(learnable=True)
     expected = model(images())

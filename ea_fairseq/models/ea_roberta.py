@@ -18,7 +18,6 @@ from ea_fairseq.models.options import (
     EvolutionConfig,
     check_evolution,
     check_heads,
-    check_layers,
     check_names,
     register_architecture,
     register_architectures_of,
@@ -33,7 +32,6 @@ class EvolvingRobertaEncoder(RobertaEncoder):
     def build_encoder(self, args, dictionary, embed_tokens) -> EvolvingTransformerEncoder:
         cfg = EATransformerConfig.from_namespace(args)
         check_evolution(cfg)
-        check_layers(cfg, {"encoder": cfg.encoder.layers})
         cfg.checkpoint_activations |= cfg.offload_activations
         encoder = EvolvingTransformerEncoder(cfg, dictionary, embed_tokens)
         encoder.apply(init_bert_params)

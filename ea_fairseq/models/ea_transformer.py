@@ -17,7 +17,6 @@ from ea_fairseq.models.options import (
     EvolutionConfig,
     check_evolution,
     check_heads,
-    check_layers,
     check_names,
     register_architecture,
     register_architectures_of,
@@ -54,21 +53,12 @@ class EATransformerConfig(TransformerEvolutionConfig, TransformerConfig):
 def check_config(cfg: EATransformerConfig) -> None:
     """Raises ValueError, naming the option, if the model cannot be built or cannot evolve."""
     check_evolution(cfg)
-    attentions = set(cfg.ea_attentions.split(","))
-    unknown = attentions - set(ATTENTIONS)
+    unknown = set(cfg.ea_attentions.split(",")) - set(ATTENTIONS)
     if unknown:
         raise ValueError(
             f"--ea-attentions must be a comma-separated choice of {', '.join(ATTENTIONS)}, "
             f"got {cfg.ea_attentions!r}"
         )
-    if cfg.no_cross_attention and attentions not in (set(ATTENTIONS), attentions - {"cross"}):
-        raise ValueError(
-            f"--ea-attentions must not name cross with --no-cross-attention, got "
-            f"{cfg.ea_attentions!r}"
-        )
-    layers = {"encoder": cfg.encoder.layers, "decoder": cfg.decoder.layers}
-    layers["cross"] = 0 if cfg.no_cross_attention else cfg.decoder.layers
-    check_layers(cfg, {name: layers[name] for name in sorted(attentions)})
     for side, part in (("encoder", cfg.encoder), ("decoder", cfg.decoder)):
         check_heads(side, part.attention_heads, part.embed_dim)
         if part.xformers_att_config:

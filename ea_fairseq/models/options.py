@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
-from typing import Any, Callable, Dict, Mapping, Type, Union
+from typing import Any, Callable, Dict, Mapping, Optional, Type, Union
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import (
@@ -10,6 +10,7 @@ from fairseq.models import (
     ARCH_MODEL_NAME_REGISTRY,
     register_model_architecture,
 )
+from fairseq.utils import safe_hasattr
 from omegaconf import DictConfig
 
 from evolving_attention.checks import check_options
@@ -60,19 +61,27 @@ def check_heads(side: str, heads: int, embed_dim: int) -> None:
         )
 
 
-def check_layers(cfg: EvolutionConfig, layers: Mapping[str, int]) -> None:
-    """Raises ValueError if alpha or beta says that maps evolve, but there is no map that could.
-
-    Args:
-        layers: number of layers that have each attention; the first one has no previous map.
-    """
-    mixes = cfg.ea_learnable or cfg.ea_alpha > 0 or cfg.ea_beta > 0
-    if mixes and max(layers.values()) < 2:
-        numbers = ", ".join(f"{name}: {count}" for name, count in layers.items())
-        raise ValueError(
-            "--ea-alpha and --ea-beta must be 0 where no attention has two layers, since maps "
-            f"evolve from the second layer on; layers by attention: {numbers}"
-        )
+def without_effect(args: Namespace) -> Optional[str]:
+    """Says which options would have no effect: no attention that they name could evolve."""
+    if not (args.ea_learnable or args.ea_alpha > 0 or args.ea_beta > 0):
+        return None
+    layers = {"encoder": args.encoder_layers}
+    if hasattr(args, "decoder_layers"):
+        crosses = not getattr(args, "no_cross_attention", False)
+        layers["decoder"] = args.decoder_layers
+        layers["cross"] = args.decoder_layers if crosses else 0
+    named = getattr(args, "ea_attentions", "encoder").split(",")
+    idle = [name for name in named if layers.get(name, 2) < 2]
+    if len(idle) < len(named) and set(named) == set(layers):  # the default may name too many
+        return None
+    if not idle:
+        return None
+    counts = ", ".join(f"{name}: {layers[name]}" for name in idle)
+    return (
+        "--ea-attentions must not name an attention that has fewer than two layers, since the "
+        f"first layer has no previous map; layers by attention: {counts}. Name other attentions, "
+        "or set --ea-alpha 0 --ea-beta 0 without --ea-learnable for a plain model"
+    )
 
 
 def register_architecture(
@@ -89,6 +98,10 @@ def register_architecture(
             if option.name.startswith("ea_"):
                 setattr(args, option.name, getattr(args, option.name, option.default))
         sizes(args)
+        # The options of a checkpoint, which have a `_name`, must load even if they have no effect.
+        message = None if safe_hasattr(args, "_name") else without_effect(args)
+        if message:
+            raise ValueError(message)
 
     register_model_architecture(model, name)(architecture)
 
