@@ -36,7 +36,7 @@ def test_every_result_belongs_to_an_experiment():
 
 
 def results(values, seconds=1.0):
-    return {seed: {"scores": {"loss": x}, "seconds": seconds} for seed, x in values.items()}
+    return {seed: {"scores": {"loss": x}, "cpu_seconds": seconds} for seed, x in values.items()}
 
 
 def test_comparison():
@@ -126,7 +126,7 @@ def test_a_run_from_data_to_json(tmp_path, monkeypatch, capsys):
         path = tmp_path / "json" / experiment.name / f"{setting}-seed2.json"
         result = json.loads(path.read_text())
         assert result["scores"]["validation loss, bits"] == result["curve"][-1][1] > 0
-        assert result["seconds"] > 0
+        assert result["seconds"] > 0 and result["cpu_seconds"] > 0
     run.main()
     assert "2 jobs, 2 of them done before" in capsys.readouterr().out
     assert len(weights) == 2

@@ -25,7 +25,7 @@ class Result:
     Attributes:
         scores: by name, of the weights after the last update.
         curve: (update, first score on the validation data) during training.
-        seconds: duration of the training, without evaluation of the test sets.
+        seconds: duration of the training, without evaluation on the test sets.
     """
 
     scores: Dict[str, float]

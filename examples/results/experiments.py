@@ -80,7 +80,12 @@ EXPERIMENTS: Dict[str, Experiment] = {
             "images, 6 epochs of AdamW, batches of 64, learning rate 1e-3.",
             scores=("accuracy, %", "minus cross-entropy"),
             lower_is_better=False,
-            settings=TIMM_SETTINGS,
+            settings=TIMM_SETTINGS
+            | {
+                "both-0.1": {"alpha": 0.1, "beta": 0.1},
+                "residual": {"alpha": 0.5, "beta": 0.0},
+                "convolution": {"alpha": 0.0, "beta": 1.0},
+            },
             seeds=(1, 2, 3),
             model="ea_vit_tiny",
             model_options=dict(img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3),

@@ -33,7 +33,7 @@ class Comparison:
         difference: mean of the paired differences, ours - plain.
         error: standard error of that mean; None for a single pair.
         interval: the mean may be this far off with 95 % confidence; None for a single pair.
-        time: ratio of the training times, median over the pairs.
+        time: ratio of the processor times, median over the pairs; None if they were not measured.
     """
 
     seeds: List[int]
@@ -42,7 +42,7 @@ class Comparison:
     difference: float
     error: Optional[float]
     interval: Optional[float]
-    time: float
+    time: Optional[float]
 
     def verdict(self, lower_is_better: bool) -> str:
         """Better, worse, or no clear difference."""
@@ -80,7 +80,9 @@ def compare(plain: Dict[int, dict], ours: Dict[int, dict], score: str) -> Option
     if len(seeds) > 1:
         error = float(differences.std(ddof=1) / math.sqrt(len(seeds)))
         interval = float(student.ppf(0.975, len(seeds) - 1) * error)
-    times = [ours[seed]["seconds"] / plain[seed]["seconds"] for seed in seeds]
+    clock = "cpu_seconds"
+    measured = [seed for seed in seeds if clock in ours[seed] and clock in plain[seed]]
+    times = [ours[seed][clock] / plain[seed][clock] for seed in measured]
     return Comparison(
         seeds,
         float(np.mean(before)),
@@ -88,7 +90,7 @@ def compare(plain: Dict[int, dict], ours: Dict[int, dict], score: str) -> Option
         float(differences.mean()),
         error,
         interval,
-        float(np.median(times)),
+        float(np.median(times)) if times else None,
     )
 
 
@@ -120,7 +122,8 @@ def table(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str
             lines.append(
                 f"| {setting} | {numbers} | {score} | {len(it.seeds)} | {it.plain:.3f} | "
                 f"{it.ours:.3f} | {it.difference:+.3f}{spread} | {span} | "
-                f"{it.verdict(lower(experiment, score))} | {it.time:.2f} |"
+                f"{it.verdict(lower(experiment, score))} | "
+                f"{'' if it.time is None else f'{it.time:.2f}'} |"
             )
     return lines
 
@@ -179,10 +182,7 @@ def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
         spread = "" if it.error is None else f" ± {it.error:.2f}"
         parts.append(f"{score} {it.plain:.2f} → {it.ours:.2f} ({it.difference:+.2f}{spread})")
         word = it.verdict(lower(experiment, score))
-    return (
-        f"- {experiment.title}: {', '.join(parts)}, {len(it.seeds)} pairs, {word}; training takes "
-        f"{it.time:.2f} times as long."
-    )
+    return f"- {experiment.title}: {', '.join(parts)}; {len(it.seeds)} pairs, {word}."
 
 
 def replace_between(text: str, marker: str, lines: List[str]) -> str:

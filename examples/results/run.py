@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import platform
+import resource
 import sys
 import tempfile
 import time
@@ -50,12 +51,19 @@ def machine() -> Dict[str, str]:
     }
 
 
+def cpu_seconds() -> float:
+    """Processor time of this process and its children, which other work hardly changes."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 def run(job: Job, data: Path, work: Path, folder: Path) -> None:
     """Runs one job and writes its JSON file."""
     experiment, setting, seed = job
     options = experiment.settings[setting]
     experiment.prepare(data, work)
     with tempfile.TemporaryDirectory(prefix=f"{experiment.name}-", dir=work) as name:
+        before = cpu_seconds()
         try:
             result = experiment.train(options, seed, work, Path(name))
         except ExperimentError as error:  # the log goes with the folder
@@ -68,6 +76,7 @@ def run(job: Job, data: Path, work: Path, folder: Path) -> None:
         "options": options,
         "seed": seed,
         **dataclasses.asdict(result),
+        "cpu_seconds": cpu_seconds() - before,
         "machine": machine(),
     }
     path = path_of(folder, job)
