@@ -75,3 +75,17 @@ def test_a_trace_is_for_other_sizes_too(reload):
     for shape in ((2, 3, 64, 64), (3, 3, 96, 64), (1, 3, 32, 48)):
         images = torch.randn(shape)
         torch.testing.assert_close(traced(images), model(images))
+
+
+@pytest.mark.parametrize("trained", TRAINED, ids=["fixed", "learned"])
+@pytest.mark.parametrize(("name", "options"), [("ea_vit_tiny", VIT), ("ea_resnet50", RESNET)])
+def test_graphs_suit_other_converters(name, options, trained):
+    """OpenVINO does not support lerp, and Core ML has at most five dimensions."""
+    model = timm.create_model(name, **options, **trained).eval()
+    traced = torch.jit.trace(model, torch.randn(2, 3, options["img_size"], options["img_size"]))
+    nodes = list(traced.inlined_graph.nodes())
+    tensors = [
+        x.type() for node in nodes for x in node.outputs() if x.type().kind() == "TensorType"
+    ]
+    assert not any("lerp" in node.kind() for node in nodes)
+    assert 4 <= max(tensor.dim() for tensor in tensors if tensor.dim() is not None) <= 5
