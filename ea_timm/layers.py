@@ -1,6 +1,6 @@
 """timm's self-attention and block, which take the previous block's map and return their own."""
 
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 from timm.layers import Attention, maybe_add_mask, resolve_self_attn_mask
@@ -17,10 +17,30 @@ from evolving_attention.checks import check_count, expands_to
 torch.fx.wrap("maybe_add_mask")
 
 
+class Masks(NamedTuple):
+    """What a mask means for the softmax and for the convolution over the map.
+
+    Attributes:
+        bias: to add to the logits for the softmax, -inf where a query must not see a key; 0 in the
+            rows of queries that see no key, so that softmax and gradients are not NaN.
+        empty: True for queries that see no key.
+        absent: True for cells of the map that do not exist: those that the mask forbids, and the
+            row of a token that no query may see, which is padding.
+        window: of the convolution.
+    """
+
+    bias: Optional[Tensor]
+    empty: Optional[Tensor]
+    absent: Optional[Tensor]
+    window: str
+
+
 @torch.fx.wrap
 @register_notrace_function
-def bias_of(attn_logits: Tensor, attn_mask: Optional[Tensor], is_causal: bool) -> Optional[Tensor]:
-    """The bias that is added to the logits for the softmax: -inf where a query must not see a key.
+def masks_of(attn_logits: Tensor, attn_mask: Optional[Tensor], is_causal: bool) -> Masks:
+    """The masks of a call; arguments as in :meth:`EvolvingAttention.forward`.
+
+    Numbers of -1e4 or less in `attn_mask`, which are often used for -inf, forbid cells as well.
 
     Raises:
         ValueError: `attn_mask` has a wrong dtype or shape, or is given with `is_causal`.
@@ -38,58 +58,28 @@ def bias_of(attn_logits: Tensor, attn_mask: Optional[Tensor], is_causal: bool) -
             )
         if attn_mask.dim() < 2:
             attn_mask = attn_mask.expand(1, attn_logits.size(-1))
-    return resolve_self_attn_mask(attn_logits.size(-1), attn_logits, attn_mask, is_causal)
+    window = "causal" if is_causal else "bidirectional"
+    bias = resolve_self_attn_mask(attn_logits.size(-1), attn_logits, attn_mask, is_causal)
+    if bias is None:
+        return Masks(None, None, None, window)
+    empty = (bias == float("-inf")).all(dim=-1, keepdim=True)
+    hidden = bias <= -1e4
+    absent = hidden | hidden.all(dim=-2, keepdim=True).transpose(-2, -1)
+    return Masks(bias.masked_fill(empty, 0.0), empty, absent, window)
 
 
 @torch.fx.wrap
 @register_notrace_function
-def open_empty_rows(attn_bias: Optional[Tensor]) -> Optional[Tensor]:
-    """Lets queries that see no key see all keys, so that softmax and gradients are not NaN."""
-    if attn_bias is None:
-        return None
-    return attn_bias.masked_fill((attn_bias == float("-inf")).all(dim=-1, keepdim=True), 0.0)
-
-
-@torch.fx.wrap
-@register_notrace_function
-def clear_empty_rows(attn_probs: Tensor, attn_bias: Optional[Tensor]) -> Tensor:
+def maybe_clear(attn_probs: Tensor, empty: Optional[Tensor]) -> Tensor:
     """Sets the probabilities of queries that see no key to 0, as torch's fused attention does."""
-    if attn_bias is None:
-        return attn_probs
-    return attn_probs.masked_fill((attn_bias == float("-inf")).all(dim=-1, keepdim=True), 0.0)
-
-
-@torch.fx.wrap
-@register_notrace_function
-def absent_cells(attn_bias: Optional[Tensor]) -> Optional[Tensor]:
-    """The cells of the map that do not exist, from the bias for the softmax.
-
-    Args:
-        attn_bias: (queries, keys) or (batch, 1 or heads, 1 or queries, keys), -inf where a query
-            must not see a key; numbers of -1e4 or less, as are often used for it, mean the same.
-
-    Returns:
-        bool, True where `attn_bias` forbids it, and in the row of a token that no query may see:
-        that is padding, and has no row either.
-    """
-    if attn_bias is None:
-        return None
-    hidden = attn_bias <= -1e4
-    return hidden | hidden.all(dim=-2, keepdim=True).transpose(-2, -1)
-
-
-@torch.fx.wrap
-@register_notrace_function
-def window_of(is_causal: bool) -> str:
-    """The window of the convolution for a call."""
-    return "causal" if is_causal else "bidirectional"
+    return attn_probs if empty is None else attn_probs.masked_fill(empty, 0.0)
 
 
 class EvolvingAttention(Attention):
     """timm's self-attention, whose map evolves from that of the previous layer.
 
     It differs from timm's class in that :meth:`forward` takes the previous map and also returns its
-    own value, so the logits are always computed, never inside of a fused kernel.
+    own, so the logits are always computed, never inside a fused kernel.
 
     Attributes:
         evolution: how the map evolves; None in the first layer, which has no previous map.
@@ -133,14 +123,12 @@ class EvolvingAttention(Attention):
         q, k = self.q_norm(q), self.k_norm(k)
 
         attn_logits = (q * self.scale) @ k.transpose(-2, -1)  # (B, H, N, N)
-        attn_bias = bias_of(attn_logits, attn_mask, is_causal)
+        masks = masks_of(attn_logits, attn_mask, is_causal)
         if self.evolution is not None:
             prev_attn_logits = map_before(prev_attn_logits)
-            attn_logits = self.evolution(
-                attn_logits, prev_attn_logits, absent_cells(attn_bias), window_of(is_causal)
-            )
-        attn_probs = maybe_add_mask(attn_logits, open_empty_rows(attn_bias)).softmax(dim=-1)
-        attn_probs = clear_empty_rows(attn_probs, attn_bias)
+            attn_logits = self.evolution(attn_logits, prev_attn_logits, masks.absent, masks.window)
+        attn_probs = maybe_add_mask(attn_logits, masks.bias).softmax(dim=-1)
+        attn_probs = maybe_clear(attn_probs, masks.empty)
         attn_probs = self.attn_drop(self.probe(attn_probs, attn_logits))
         x = (attn_probs @ v).transpose(1, 2)  # (B, N, H, head_dim)
         x = x.reshape(B, N, self.attn_dim)
