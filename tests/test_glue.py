@@ -427,6 +427,13 @@ def pretrained(text):
     return ours, pretrain(text, folder / "plain", "--arch", "roberta", "--max-epoch", 1)
 
 
+def test_a_checkpoint_saves_the_options_that_plain_roberta_saves(pretrained):
+    ours, plain = (vars(torch.load(path, weights_only=True)["cfg"]["model"]) for path in pretrained)
+    assert len(plain) > 100
+    for name, value in plain.items():
+        assert name in ("_name", "arch", "save_dir", "max_epoch") or ours[name] == value, name
+
+
 def test_pretraining_resumes(text, pretrained, tmp_path):
     pretrain(text, tmp_path, *EVOLVING, "--max-epoch", 1)
     resumed = weights(pretrain(text, tmp_path, *EVOLVING, "--max-epoch", 2))
