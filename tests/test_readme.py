@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from evolving_attention import AttentionEvolution, reference
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
     path
@@ -34,23 +36,27 @@ def test_a_timm_model_and_its_maps(capsys):
     assert capsys.readouterr().out.count("torch.Size([2, 6, 197, 197])") == 12
 
 
-@pytest.mark.parametrize("padding", [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1], [1, 0, 0, 0, 1]])
-def test_a_layer_of_ones_own(padding):
-    padding = torch.tensor([[0, 0, 0, 0, 0], padding]).bool()
-    q, k, v = torch.randn(3, 2, 8, 5, 4).requires_grad_().unbind(0)
-    prev_attn_logits = torch.randn(2, 8, 5, 5)
-    names = {"q": q, "k": k, "v": v, "head_dim": 4, "prev_attn_logits": prev_attn_logits}
-    names |= {"padding": padding}
-    (text,) = (text for text in README if "AttentionEvolution" in text)
+def test_layers_of_ones_own():
+    """The snippet computes the equations."""
+    (text,) = (text for text in README if "AttentionEvolution(" in text)
+    names = {}
+    torch.manual_seed(0)
     exec(text, names)
-    assert names["out"].isfinite().all()
-    kept = ~padding[1]
-    alone = {name: x[1:, :, kept] for name, x in (("q", q), ("k", k), ("v", v))}
-    alone |= {"prev_attn_logits": prev_attn_logits[1:, :, kept][..., kept], "head_dim": 4}
-    alone |= {"padding": padding[1:, kept], "evolution": names["evolution"]}
-    _, made, rest = text.partition("attn_logits = q")
-    exec(made + rest, alone)
-    torch.testing.assert_close(names["out"][1:, :, kept], alone["out"])
+    torch.manual_seed(0)
+    evolutions = [AttentionEvolution(8, alpha=0.1, beta=0.1) for _ in range(2)]
+    padding = torch.zeros(2, 1, 1, 10, dtype=torch.bool)
+    padding[1, ..., 7:] = True
+    attn_logits = None
+    for evolution in [None, *evolutions]:
+        q, k, v = torch.randn(3, 2, 8, 10, 64)
+        prev_attn_logits, attn_logits = attn_logits, q @ k.transpose(2, 3) / 8
+        if evolution is not None:
+            weights = (evolution.weight, evolution.bias, 0.1, 0.1)
+            absent = padding | padding.transpose(2, 3)
+            attn_logits = reference.evolve(
+                attn_logits, prev_attn_logits, *weights, "bidirectional", absent
+            )
+    torch.testing.assert_close(names["out"], reference.attend(attn_logits, v, padding))
 
 
 @pytest.mark.slow
