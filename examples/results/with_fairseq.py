@@ -143,9 +143,9 @@ MASKED_LM = """--task masked_lm --criterion masked_lm
     --lr-scheduler polynomial_decay --lr 2e-3 --warmup-updates 100 --total-num-update 1000
     --cpu --num-workers 0"""
 
-TRANSLATION = """--encoder-layers 3 --encoder-embed-dim 128 --encoder-ffn-embed-dim 256
-    --encoder-attention-heads 4 --decoder-layers 3 --decoder-embed-dim 128
-    --decoder-ffn-embed-dim 256 --decoder-attention-heads 4 --share-all-embeddings
+TRANSLATION = """--encoder-layers 6 --encoder-embed-dim 160 --encoder-ffn-embed-dim 160
+    --encoder-attention-heads 4 --decoder-layers 6 --decoder-embed-dim 160
+    --decoder-ffn-embed-dim 160 --decoder-attention-heads 4 --share-all-embeddings
     --optimizer adam --adam-betas (0.9,0.98) --lr 2e-3 --lr-scheduler inverse_sqrt
-    --warmup-updates 400 --dropout 0.1 --max-tokens 2048
+    --warmup-updates 800 --dropout 0.1 --max-tokens 2048
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --cpu --num-workers 0"""
