@@ -61,8 +61,8 @@ EXPERIMENTS: Dict[str, Experiment] = {
         Translation(
             name="translation",
             title="Translation, Multi30k German to English",
-            about="Transformer-Lite (6 layers on either side, width 160, 4 heads), 2,600 updates of "
-            "2,048 tokens with Adam, learning rate 2e-3; beam 5.",
+            about="Transformer-Lite (6 layers on either side, width 160, 4 heads), 2,600 updates "
+            "of 2,048 tokens with Adam, learning rate 2e-3; beam 5.",
             scores=("validation loss, bits", "BLEU test_2016_flickr", "BLEU test_2017_flickr"),
             lower_is_better=True,
             settings=FAIRSEQ_SETTINGS,
