@@ -1,4 +1,7 @@
-"""Checks of arguments. Each raises ValueError, naming the argument and what would be right."""
+"""Checks of arguments, and of whether values can be checked (:func:`in_graph`).
+
+Each check raises ValueError, naming the argument and what would be right.
+"""
 
 from numbers import Integral, Real
 from typing import Optional, Union
@@ -131,3 +134,10 @@ def check_window(window: str) -> None:
 def is_a(kind: type, value: object) -> bool:
     """Whether the value is a number of this kind; True and False are not."""
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def in_graph() -> bool:
+    """Whether operations are being recorded, for inputs whose sizes may change."""
+    if torch.jit.is_scripting():
+        return False
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from evolving_attention.checks import in_graph
+
 
 def is_faster_for(a_in: Tensor) -> bool:
     """Whether the map is on a CPU, has few heads and is large enough."""
@@ -39,13 +41,6 @@ def relu_conv(a_in: Tensor, weight: Tensor, bias: Tensor, padding: Tuple[int, in
         a_in, weight, bias = a_in.to(dtype), weight.to(dtype), bias.to(dtype)
     refined: Tensor = ReLUConv.apply(a_in, weight, bias, padding)
     return refined
-
-
-def in_graph() -> bool:
-    """Whether operations are being recorded, for inputs whose sizes may change."""
-    if torch.jit.is_scripting():
-        return False
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def conv_heads_last(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evolving_attention import cpu
-from evolving_attention.checks import check_maps, check_weights, check_window
+from evolving_attention.checks import check_maps, check_weights, check_window, in_graph
 
 
 def evolve(
@@ -32,9 +32,9 @@ def evolve(
         bias: (H,).
         alpha: weight of the previous map, in [0, 1]; a tensor of one element if learned.
         beta: weight of the convolution, in [0, 1]; likewise.
-        window: "bidirectional" (centred), "causal" (only earlier queries and keys, for a
-            decoder's self-attention) or "cross" (only earlier queries, centred keys, for
-            encoder-decoder attention).
+        window: "bidirectional" (centred), "causal" (current and earlier queries and keys,
+            for a decoder's self-attention) or "cross" (current and earlier queries, centred
+            keys, for encoder-decoder attention).
         mask: bool, broadcastable to (B, H, T, S); True where a cell does not exist, because
             its query or key is padding or its key lies in the query's future.
 
@@ -63,8 +63,8 @@ def mix(
     if not is_fixed_at(0.0, alpha):
         a_in = lerp(attn_logits, prev_attn_logits, alpha)
     if mask is not None:
-        # The convolution reads zeros beyond the border of a map. Padded and future cells must look
-        # the same, or a sentence's map would depend on the batch that it is in.
+        # To the convolution, padded and future cells must look like those beyond the border of the
+        # map. Otherwise a sentence's map would depend on how far its batch pads it.
         a_in = a_in.masked_fill(mask, 0.0)
     return a_in
 
@@ -79,8 +79,8 @@ def refine(
 ) -> Tensor:
     """Equation 2: A = beta * ReLU(Conv(A_in)) + (1 - beta) * A_in.
 
-    `rows` (B, H, K - 1, S) are the rows of A_in before the first one, zeros if None. They fit only
-    windows that read no later rows ("causal", "cross").
+    `rows` (B, H, K - 1, S) are the K - 1 rows that precede A_in, zeros if None. They are valid only
+    for windows that read no later rows ("causal", "cross").
     """
     if weight is None or bias is None:
         return a_in.contiguous()
@@ -95,7 +95,8 @@ def refine(
 def relu_conv(a_in: Tensor, weight: Tensor, bias: Tensor, padding: Tuple[int, int]) -> Tensor:
     """ReLU(Conv(A_in)): the one place that chooses an implementation.
 
-    Every implementation has these arguments and this result:
+    Every implementation has these arguments and this result, and gradients for its first three
+    arguments. TorchScript compiles this function, so each implementation must compile, too.
 
     Args:
         a_in: (B, H, T', S').
@@ -131,7 +132,7 @@ def add_border(
 
 
 def is_fixed_at(number: float, weight: Union[float, Tensor]) -> bool:
-    """Whether alpha or beta is not learned and is this number."""
+    """Whether alpha or beta is a constant equal to `number`."""
     if isinstance(weight, Tensor):
         return False
     return weight == number
@@ -139,7 +140,7 @@ def is_fixed_at(number: float, weight: Union[float, Tensor]) -> bool:
 
 def lerp(start: Tensor, end: Tensor, weight: Union[float, Tensor]) -> Tensor:
     """weight * end + (1 - weight) * start, for a number or a tensor of one element."""
-    if not torch.jit.is_scripting() and cpu.in_graph():  # some converters do not support lerp
+    if not torch.jit.is_scripting() and in_graph():  # some converters do not support lerp
         return weight * end + (1 - weight) * start
     if isinstance(weight, Tensor):  # TorchScript needs the type to choose the overload
         return torch.lerp(start, end, weight)
