@@ -57,6 +57,30 @@ def test_comparison():
     assert report.compare(plain, results({7: 1.0}), "loss") is None
 
 
+@pytest.mark.parametrize(
+    ("lower_is_better", "ours", "share"),
+    [
+        (True, [(10, 9.0), (20, 5.0), (40, 1.0)], 0.75),
+        (True, [(10, 9.0), (20, 8.0), (40, 3.5)], None),
+        (True, [(10, 2.0), (20, 5.0), (40, 1.0)], 0.25),
+        (False, [(10, 1.0), (20, 2.0), (40, 4.0)], 0.75),
+        (False, [(10, 1.0), (20, 2.0), (40, 2.5)], None),
+    ],
+)
+def test_how_early_a_score_is_reached(lower_is_better, ours, share):
+    experiment = dataclasses.replace(
+        EXPERIMENTS["images"], lower_is_better=lower_is_better, scores=("it",)
+    )
+    plain = {"curve": [(10, 6.0), (40, 3.0)]}
+    assert report.reached(experiment, plain, {"curve": ours}) == share
+    found = {"plain": {1: plain}, "evolving": {1: {"curve": ours}}}
+    sentence = report.speed(experiment, found)
+    end = (
+        "in none of the 1 pairs." if share is None else f"after {100 * share:.0f} % of the updates"
+    )
+    assert end in sentence and "final it of plain" in sentence
+
+
 def test_results_of_other_options_are_refused(tmp_path):
     experiment = EXPERIMENTS["images"]
     (tmp_path / "images").mkdir()

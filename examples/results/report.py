@@ -94,6 +94,40 @@ def compare(plain: Dict[int, dict], ours: Dict[int, dict], score: str) -> Option
     )
 
 
+def reached(experiment: Experiment, plain: dict, ours: dict) -> Optional[float]:
+    """The share of its updates after which `ours` has the last score of `plain`; None if never.
+
+    Between the points of its learning curve, the score is interpolated.
+    """
+    sign = 1 if experiment.lower_is_better else -1
+    goal = sign * plain["curve"][-1][1]
+    last = ours["curve"][-1][0]
+    before: Optional[Tuple[float, float]] = None
+    for update, score in ours["curve"]:
+        value = sign * score
+        if value <= goal:
+            if before is not None:
+                start, higher = before
+                update = start + (update - start) * (higher - goal) / (higher - value)
+            return update / last
+        before = update, value
+    return None
+
+
+def speed(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
+    """A sentence on how early evolving attention reaches what plain attention ends with."""
+    plain, ours = found["plain"], found["evolving"]
+    seeds = sorted(plain.keys() & ours.keys())
+    shares = [reached(experiment, plain[seed], ours[seed]) for seed in seeds]
+    known = [share for share in shares if share is not None]
+    score = experiment.scores[0].partition(",")[0]
+    text = f"Evolving attention reaches the final {score} of plain attention "
+    if not known:
+        return f"{text}in none of the {len(seeds)} pairs."
+    pairs = f"in {len(known)} of {len(seeds)} pairs"
+    return f"{text}{pairs}, after {100 * np.mean(known):.0f} % of the updates on average."
+
+
 def lower(experiment: Experiment, score: str) -> bool:
     return experiment.lower_is_better and score == experiment.scores[0]
 
@@ -166,6 +200,8 @@ def section(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
         "```",
         "",
         *table(experiment, found),
+        "",
+        speed(experiment, found),
         "",
         f"![Learning curves: {experiment.scores[0]} by updates, plain and evolving]({plot_of})",
         "",
