@@ -1,15 +1,20 @@
 """The EA-DC-Transformer as a classifier and a regressor for aeon and scikit-learn."""
 
+import copy
 import inspect
+import math
 import os
+import threading
+import warnings
 from numbers import Integral, Real
-from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Callable, ClassVar, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from aeon.classification.base import BaseClassifier
 from aeon.regression.base import BaseRegressor
 from sklearn.utils import check_random_state
+from sklearn.utils.class_weight import compute_class_weight
 from skorch import NeuralNet
 from skorch.callbacks import EarlyStopping, GradientNormClipping, LRScheduler, ProgressBar
 from skorch.helper import predefined_split
@@ -18,12 +23,14 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from ea_aeon.data import Cases, Preparation, collate, pad, split_off
-from ea_aeon.network import DCTransformer
+from ea_aeon.network import DCTransformer, Ensemble
 
 SCHEDULES = ("constant", "cosine")
 # Cells of a batch's maps. Larger maps do not fit into the cache: prediction takes twice as long.
 CACHED_CELLS = 1_000_000
-NETWORK_OPTIONS = tuple(inspect.signature(DCTransformer).parameters)[2:]
+LARGE_MAPS = 2**30  # bytes of all maps of a batch, from which on fit warns
+NETWORK_OPTIONS = tuple(inspect.signature(DCTransformer).parameters)[3:]
+TURNS = threading.Lock()  # threads share PyTorch's random state, so only one of them trains
 SMALL = {  # for aeon's tests of estimators
     "d_model": 16,
     "ffn_dim": 16,
@@ -32,6 +39,40 @@ SMALL = {  # for aeon's tests of estimators
     "attention_dim": 4,
     "n_epochs": 3,
 }
+
+
+class MicroBatchedNet(NeuralNet):
+    """Computes a batch's gradients in parts, so that memory holds the maps of few series.
+
+    The criterion gives one loss per case.
+    """
+
+    def __init__(self, *args: Any, micro_batch_size: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.micro_batch_size = micro_batch_size
+
+    def get_loss(self, y_pred: Tensor, y_true: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return super().get_loss(y_pred, y_true, *args, **kwargs).mean()
+
+    def train_step_single(self, batch: Tuple[Dict, Tensor], **fit_params: Any) -> Dict:
+        size = self.micro_batch_size
+        inputs, targets = batch
+        steps = []
+        for start in range(0, len(targets), size):
+            lengths = inputs["lengths"][start : start + size]
+            series = inputs["series"][start : start + size, : int(lengths.max())]
+            part = {"series": series, "lengths": lengths}
+            steps.append(self.part_step(part, targets[start : start + size], len(targets)))
+        losses, outputs = zip(*steps, strict=True)
+        return {"loss": torch.stack(losses).sum(), "y_pred": torch.cat(outputs)}
+
+    def part_step(self, inputs: Dict, targets: Tensor, cases: int) -> Tuple[Tensor, Tensor]:
+        """Adds a part's share of the gradients of a batch of `cases`; its share of the loss."""
+        self._set_training(True)
+        outputs = self.infer(inputs)
+        loss = self.get_loss(outputs, targets, training=True) * (len(targets) / cases)
+        loss.backward()
+        return loss.detach(), outputs.detach()
 
 
 class DCTransformerEstimator:
@@ -48,25 +89,34 @@ class DCTransformerEstimator:
 
     def __init__(
         self,
-        d_model=128,
-        ffn_dim=256,
+        d_model=64,
+        ffn_dim=128,
         num_blocks=4,
-        num_heads=8,
-        attention_dim=32,
+        num_heads=4,
+        attention_dim=16,
+        key_dim=None,
         kernel_size=3,
         max_distance=128,
+        positions="sinusoidal",
+        readout="segments",
+        num_segments=4,
         dropout=0.1,
+        map_dropout=0.0,
         causal=False,
+        checkpoint_activations=False,
         alpha=0.3,
         beta=0.5,
         evolution_kernel_size=3,
         learnable=False,
+        n_estimators=3,
         n_epochs=100,
         batch_size=16,
+        micro_batch_size=None,
         lr=1e-3,
-        lr_schedule="constant",
+        lr_schedule="cosine",
+        weight_decay=0.0,
         clip_norm=4.0,
-        validation_fraction=0.2,
+        validation_fraction=0.0,
         patience=30,
         device="auto",
         verbose=False,
@@ -77,18 +127,27 @@ class DCTransformerEstimator:
         self.num_blocks = num_blocks
         self.num_heads = num_heads
         self.attention_dim = attention_dim
+        self.key_dim = key_dim
         self.kernel_size = kernel_size
         self.max_distance = max_distance
+        self.positions = positions
+        self.readout = readout
+        self.num_segments = num_segments
         self.dropout = dropout
+        self.map_dropout = map_dropout
         self.causal = causal
+        self.checkpoint_activations = checkpoint_activations
         self.alpha = alpha
         self.beta = beta
         self.evolution_kernel_size = evolution_kernel_size
         self.learnable = learnable
+        self.n_estimators = n_estimators
         self.n_epochs = n_epochs
         self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
         self.lr = lr
         self.lr_schedule = lr_schedule
+        self.weight_decay = weight_decay
         self.clip_norm = clip_norm
         self.validation_fraction = validation_fraction
         self.patience = patience
@@ -99,16 +158,23 @@ class DCTransformerEstimator:
 
     @property
     def chosen_device(self) -> torch.device:
-        """The given device; for "auto", the GPU if there is one."""
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        """The given device; for "auto" and None, the GPU if there is one."""
+        automatic = self.device is None or self.device == "auto"
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if automatic else self.device
         try:
-            return torch.device(automatic if self.device == "auto" else self.device)
-        except RuntimeError as error:
-            raise ValueError(f"device must be auto, cpu, cuda, ...; got {self.device!r}") from error
+            device = torch.device(name)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"device must be auto, cpu, cuda, ...; got {name!r}") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device is {name!r}, but PyTorch finds no GPU; use auto or cpu")
+        return device
 
     def check_options(self) -> None:
         """Raises ValueError, naming the option, if one of the training is out of range."""
-        for name in ("n_epochs", "batch_size", "patience"):
+        counts = ["n_estimators", "n_epochs", "batch_size", "patience"]
+        if self.micro_batch_size is not None:
+            counts.append("micro_batch_size")
+        for name in counts:
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value!r}")
@@ -116,6 +182,8 @@ class DCTransformerEstimator:
             value = getattr(self, name)
             if not isinstance(value, Real) or not value > 0:
                 raise ValueError(f"{name} must be more than 0, got {value!r}")
+        if not isinstance(self.weight_decay, Real) or not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay!r}")
         if self.lr_schedule not in SCHEDULES:
             raise ValueError(
                 f"lr_schedule must be one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}"
@@ -127,49 +195,105 @@ class DCTransformerEstimator:
         seed = int(check_random_state(self.random_state).randint(2**31))
         return (*split_off(cases, self.validation_fraction, seed, labels), seed)
 
+    def series_at_once(self, length: int, layers: int) -> int:
+        """Series of a batch whose gradients are computed at once.
+
+        Warns if the maps of more would be large, or those of one are.
+        """
+        cells = self.num_heads * length**2 if self.attention_dim else 0
+        series_bytes = 4 * cells * layers
+        wanted = min(self.batch_size, self.micro_batch_size or self.batch_size)
+        if series_bytes * wanted <= LARGE_MAPS:
+            return wanted
+        about = (
+            f"the attention maps of {wanted} series of {length} steps take "
+            f"{wanted * series_bytes / 2**30:.1f} GB ({layers} layers of {self.num_heads} heads), "
+            "and training several times that"
+        )
+        advice = "fewer num_heads and checkpoint_activations=True need less memory and less time"
+        if self.micro_batch_size is None:
+            wanted = max(1, LARGE_MAPS // series_bytes)
+            about += f", so gradients are computed for {wanted} at a time; give micro_batch_size"
+            about += " to choose another number"
+        warnings.warn(f"{about}; {advice}", ResourceWarning, stacklevel=2)
+        return wanted
+
     def train(
         self,
         X: Sequence[np.ndarray],
         targets: Tensor,
         out_features: int,
-        criterion: Type[nn.Module],
+        criterion: nn.Module,
         split: Tuple[np.ndarray, np.ndarray, int],
     ) -> None:
-        """Fits the preparation, then trains the network with skorch."""
+        """Fits the preparation, then trains the networks with skorch.
+
+        `criterion` gives one loss per case.
+        """
         training, validation, seed = split
         self.preparation_ = Preparation.fit([X[index] for index in training])
         cases = Cases(self.preparation_(X), targets)
+        self.network_options_ = {
+            "in_channels": len(self.preparation_.mean),
+            "out_features": out_features,
+            "max_length": max(case.shape[1] for case in X),
+            **{name: getattr(self, name) for name in NETWORK_OPTIONS},
+        }
+        self.history_: List[Dict] = []
+        members = [
+            self.train_one(cases, training, validation, criterion, number, seed + number)
+            for number in range(self.n_estimators)
+        ]
+        self.network_ = self.combine(members).eval()
+
+    def combine(self, members: List[nn.Module]) -> nn.Module:
+        """One network of all members."""
+        return members[0] if len(members) == 1 else Ensemble(members, self.averages_probabilities)
+
+    def train_one(
+        self,
+        cases: Cases,
+        training: np.ndarray,
+        validation: np.ndarray,
+        criterion: nn.Module,
+        number: int,
+        seed: int,
+    ) -> nn.Module:
+        """Trains a network and adds its epochs to the history."""
+        data, device = Subset(cases, training), self.chosen_device
+        held_out = predefined_split(Subset(cases, validation)) if len(validation) else None
         callbacks = [("clipping", GradientNormClipping(self.clip_norm))]
         stopping = EarlyStopping(patience=self.patience, load_best=True, sink=noop)
         if len(validation):
             callbacks.append(("stopping", stopping))
         if self.lr_schedule == "cosine":
-            cosine = LRScheduler(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=self.n_epochs)
-            callbacks.append(("schedule", cosine))
+            updates = self.n_epochs * math.ceil(len(data) / self.batch_size)
+            cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+            callbacks.append(("schedule", LRScheduler(cosine, T_max=updates, step_every="batch")))
         if self.verbose:
-            callbacks.append(("progress", ProgressBar()))
-        net = NeuralNet(
-            DCTransformer,
-            criterion=criterion,
-            optimizer=torch.optim.Adam,
-            lr=self.lr,
-            max_epochs=self.n_epochs,
-            batch_size=self.batch_size,
-            iterator_train__shuffle=True,
-            iterator_train__collate_fn=collate,
-            iterator_valid__collate_fn=collate,
-            train_split=predefined_split(Subset(cases, validation)) if len(validation) else None,
-            callbacks=callbacks,
-            device=self.chosen_device,
-            verbose=int(self.verbose),
-            module__in_channels=len(self.preparation_.mean),
-            module__out_features=out_features,
-            **{f"module__{name}": getattr(self, name) for name in NETWORK_OPTIONS},
-        )
-        data = Subset(cases, training)
-        with torch.random.fork_rng():  # leaves the caller's random state alone
+            callbacks.append(("progress", ProgressBar(detect_notebook=False)))
+        gpus = [device] if device.type == "cuda" else []
+        with TURNS, torch.random.fork_rng(gpus):  # leaves the caller's random state alone
             torch.manual_seed(seed)
-            net.initialize()
+            network = DCTransformer(**self.network_options_).float()
+            layers = 2 * len(network.blocks)
+            net = MicroBatchedNet(
+                network,
+                criterion=criterion,
+                optimizer=torch.optim.AdamW,
+                optimizer__weight_decay=self.weight_decay,
+                lr=self.lr,
+                max_epochs=self.n_epochs,
+                batch_size=self.batch_size,
+                micro_batch_size=self.series_at_once(network.max_length, layers),
+                iterator_train__shuffle=True,
+                iterator_train__collate_fn=collate,
+                iterator_valid__collate_fn=collate,
+                train_split=held_out,
+                callbacks=callbacks,
+                device=device,
+                verbose=int(self.verbose),
+            ).initialize()
             net.notify("on_train_begin", X=data, y=None)
             try:
                 net.fit_loop(data)
@@ -177,9 +301,10 @@ class DCTransformerEstimator:
                 if not len(validation) or stopping.misses_ < self.patience:
                     raise
             net.notify("on_train_end", X=data, y=None)
-        self.network_, self.history_ = net.module_, net.history.to_list()
-        if not np.isfinite(self.history_[-1]["train_loss"]):
+        if not np.isfinite(net.history[-1, "train_loss"]):
             raise ValueError(f"the loss is not finite: training diverged; lower lr={self.lr}")
+        self.history_ += [{"member": number, **epoch} for epoch in net.history.to_list()]
+        return net.module_
 
     @torch.no_grad()
     def outputs(self, X: Sequence[np.ndarray]) -> Tensor:
@@ -187,16 +312,37 @@ class DCTransformerEstimator:
         device = self.chosen_device
         network = self.network_.to(device).eval()
         series = self.preparation_(X)
+        options = self.network_options_
         longest_first = np.argsort([-len(case) for case in series], kind="stable")
         found: List[Tensor] = []
         while len(found) < len(series):
             count = self.batch_size
             if device.type == "cpu":
-                cells = self.num_heads * len(series[longest_first[len(found)]]) ** 2
+                cells = options["num_heads"] * len(series[longest_first[len(found)]]) ** 2
                 count = max(1, min(count, CACHED_CELLS // cells))
             batch = pad([series[i] for i in longest_first[len(found) : len(found) + count]])
             found.extend(network(**{name: x.to(device) for name, x in batch.items()}).cpu())
-        return torch.stack([found[place] for place in np.argsort(longest_first)])
+        outputs = torch.stack([found[place] for place in np.argsort(longest_first)])
+        for number, case in enumerate(outputs):
+            if not case.isfinite().all():
+                extreme = np.nanmax(np.abs(X[number]))
+                raise ValueError(
+                    f"series {number} gives no finite prediction: its values, up to {extreme:.3g} "
+                    "in size, are too far from those of the training"
+                )
+        return outputs
+
+    def __getstate__(self) -> Dict:
+        """The state for pickle and copies, with the weights on the CPU, where any machine loads."""
+        state = super().__getstate__()
+        if any(weight.device.type != "cpu" for weight in self.weights):
+            state = {**state, "network_": copy.deepcopy(self.network_).cpu()}
+        return state
+
+    @property
+    def weights(self) -> List[Tensor]:
+        """Of the fitted network; none before."""
+        return list(self.network_.parameters()) if hasattr(self, "network_") else []
 
     def save(self, path: Union[str, os.PathLike]) -> None:
         """Saves the fitted estimator to a file that holds only numbers and options, no code.
@@ -205,6 +351,7 @@ class DCTransformerEstimator:
 
         Raises:
             NotFittedError: the estimator is not fitted.
+            ValueError: an option or the labels are of a type that :meth:`load` would not accept.
         """
         self._check_is_fitted()
         options = self.get_params(deep=False)
@@ -213,20 +360,23 @@ class DCTransformerEstimator:
         saved = {
             "estimator": type(self).__name__,
             "options": options,
+            "network_options": self.network_options_,
+            "members": len(self.network_.members) if isinstance(self.network_, Ensemble) else 1,
             "channels": (self.preparation_.mean, self.preparation_.std),
             "target": self.target_state(),
             "metadata": dict(self.metadata_),
             "history": self.history_,
-            "weights": self.network_.state_dict(),
+            "weights": dict(self.network_.state_dict()),
         }
-        torch.save({name: as_plain(value) for name, value in saved.items()}, path)
+        torch.save({name: as_plain(value, name) for name, value in saved.items()}, path)
 
     @classmethod
     def load(cls, path: Union[str, os.PathLike], device: str = "auto") -> "DCTransformerEstimator":
         """Loads an estimator that :meth:`save` saved, for prediction on `device`.
 
         Raises:
-            ValueError: the file holds no estimator of this class.
+            ValueError: the file holds no estimator of this class, or one of an earlier version
+                with another network.
         """
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -236,30 +386,48 @@ class DCTransformerEstimator:
             raise ValueError(f"{path} holds no {cls.__name__}: {error!r}") from error
         if not isinstance(saved, dict) or saved.get("estimator") != cls.__name__:
             raise ValueError(f"{path} holds no {cls.__name__}")
+        if "network_options" not in saved:
+            raise ValueError(
+                f"{path} was saved by an earlier version, whose network had another activation "
+                "before its read-out; fit and save it again"
+            )
         estimator = cls(**{**saved["options"], "device": device})
         estimator.preparation_ = Preparation(*saved["channels"])
         estimator.metadata_, estimator.history_ = saved["metadata"], saved["history"]
         estimator.restore_target(saved["target"])
-        weights = saved["weights"]
-        estimator.network_ = DCTransformer(
-            len(estimator.preparation_.mean),
-            len(weights["head.bias"]),
-            **{name: getattr(estimator, name) for name in NETWORK_OPTIONS},
-        )
-        estimator.network_.load_state_dict(weights)
+        estimator.network_options_ = saved["network_options"]
+        members = [DCTransformer(**saved["network_options"]) for _ in range(saved["members"])]
+        estimator.network_ = estimator.combine(members).float().eval()
+        estimator.network_.load_state_dict(saved["weights"])
         estimator.is_fitted = True
         return estimator
 
 
-def as_plain(value: Any) -> Any:
-    """Replaces numpy's numbers, which torch.load refuses, by Python's."""
+def as_plain(value: Any, name: str) -> Any:
+    """Replaces numpy's numbers, which torch.load refuses, by Python's.
+
+    Raises:
+        ValueError: a value that torch.load refuses; `name` says where it stands.
+    """
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
     if isinstance(value, (list, tuple)):
-        return [as_plain(item) for item in value]
-    if type(value) is dict:
-        return {key: as_plain(item) for key, item in value.items()}
-    return value
+        return [as_plain(item, name) for item in value]
+    if isinstance(value, dict):
+        return {key: as_plain(item, f"{name}, {key}") for key, item in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str, Tensor)):
+        return value
+    raise ValueError(
+        f"{name}: {value!r} cannot be saved, because load would refuse it; numbers, strings, lists "
+        "and dicts can"
+    )
+
+
+def with_option(function: Callable, name: str, default: Any) -> inspect.Signature:
+    """The function's signature with another option at its end."""
+    signature = inspect.signature(function)
+    option = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+    return signature.replace(parameters=[*signature.parameters.values(), option])
 
 
 class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
@@ -293,11 +461,34 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
             message names it.
     """
 
+    averages_probabilities: ClassVar[bool] = True
+
+    def __init__(self, class_weight=None, **options) -> None:
+        self.class_weight = class_weight
+        super().__init__(**options)
+
+    # scikit-learn reads the options from the signature.
+    __init__.__signature__ = with_option(DCTransformerEstimator.__init__, "class_weight", None)
+
     def _fit(self, X, y):
         labels = np.array([self._class_dictionary[label] for label in y])
         split = self.split(len(X), labels)
-        self.train(X, torch.from_numpy(labels), self.n_classes_, nn.CrossEntropyLoss, split)
+        criterion = nn.CrossEntropyLoss(self.weights_of_classes(y), reduction="none")
+        self.train(X, torch.from_numpy(labels), self.n_classes_, criterion, split)
         return self
+
+    def weights_of_classes(self, y: np.ndarray) -> Optional[Tensor]:
+        """Of each class in the loss."""
+        if self.class_weight is None:
+            return None
+        try:
+            weights = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"class_weight must be None, 'balanced' or a dict of weights by class; got "
+                f"{self.class_weight!r}: {error}"
+            ) from error
+        return torch.tensor(weights, dtype=torch.float32)
 
     def _predict_proba(self, X) -> np.ndarray:
         return self.outputs(X).double().softmax(dim=1).numpy()
@@ -327,13 +518,15 @@ class EADCTransformerRegressor(DCTransformerEstimator, BaseRegressor):
     error of the standardised target.
     """
 
+    averages_probabilities: ClassVar[bool] = False
+
     def _fit(self, X, y):
         y = np.asarray(y, dtype=np.float64)
         split = self.split(len(X))
         known = y[split[0]]
         self.target_mean_, self.target_std_ = float(known.mean()), float(known.std()) or 1.0
         targets = torch.from_numpy((y - self.target_mean_) / self.target_std_)
-        self.train(X, targets.float().unsqueeze(1), 1, nn.MSELoss, split)
+        self.train(X, targets.float().unsqueeze(1), 1, nn.MSELoss(reduction="none"), split)
         return self
 
     def _predict(self, X) -> np.ndarray:

@@ -1,16 +1,30 @@
 """The EA-DC-Transformer (TPAMI paper): dilated causal convolutions beside evolving attention."""
 
+import math
 from numbers import Integral, Real
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from evolving_attention import AttentionEvolution, AttentionProbe
 from evolving_attention.checks import check_kernel_size, check_unit_interval
 
 Map = Optional[Tensor]
+POSITIONS = ("none", "sinusoidal", "learned")
+READOUTS = ("segments", "mean", "flatten")
+
+
+def sinusoids(length: int, width: int, like: Tensor) -> Tensor:
+    """Sines and cosines of each step, (length, width), in `like`'s dtype (Vaswani et al., 2017)."""
+    dtype = torch.promote_types(like.dtype, torch.float32)  # half precision cannot count steps
+    steps = torch.arange(length, device=like.device, dtype=dtype).unsqueeze(1)
+    channels = torch.arange(0, width, 2, device=like.device, dtype=dtype)
+    angles = steps * torch.exp(channels * (-math.log(10000.0) / width))
+    both = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)  # sine, cosine, sine, ...
+    return both[:, :width].to(like.dtype)
 
 
 class RelativeLogits(nn.Module):
@@ -30,6 +44,11 @@ class RelativeLogits(nn.Module):
     def forward(self, q: Tensor) -> Tensor:
         """q (B, H, L, head_dim) -> (B, H, L, L), with distance j - i in row i and column j."""
         length = q.size(2)
+        if torch.compiler.is_compiling():  # graphs take any length without branching on it
+            steps = torch.arange(length, device=q.device)
+            distances = (steps - steps.unsqueeze(1)).clamp(-self.max_distance, self.max_distance)
+            places = (distances + self.max_distance).expand(*q.shape[:2], -1, -1)
+            return (q @ self.table.t()).gather(3, places)
         near = min(length - 1, self.max_distance)
         table = self.table[self.max_distance - near : self.max_distance + near + 1]
         logits = q @ table.t()
@@ -69,6 +88,8 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor, exists: Optional[Tensor]) -> Tensor:
         """x (B, L, C), exists (B, L) bool or None if all do -> (B, L, C)."""
+        if exists is not None and not self.training:
+            return self(x, None).masked_fill(~exists.unsqueeze(2), 0.0)
         steps = x.flatten(0, 1) if exists is None else x[exists]
         if self.training and len(steps) == 1:  # a single step has no variance
             steps = F.batch_norm(
@@ -86,7 +107,8 @@ class EvolvingSelfAttention(nn.Module):
 
     Args:
         d_model: width of the input.
-        width: of queries, keys, values and output; a multiple of `num_heads`.
+        width: of values and output; a multiple of `num_heads`.
+        key_width: of queries and keys; a multiple of `num_heads`.
         evolution: how the map evolves; None in the first block.
         causal: a step sees only itself and earlier steps.
     """
@@ -95,6 +117,7 @@ class EvolvingSelfAttention(nn.Module):
         self,
         d_model: int,
         width: int,
+        key_width: int,
         num_heads: int,
         max_distance: int,
         evolution: Optional[AttentionEvolution],
@@ -102,8 +125,9 @@ class EvolvingSelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.causal = num_heads, causal
-        self.qkv = nn.Linear(d_model, 3 * width)
-        self.relative = RelativeLogits(width // num_heads, max_distance)
+        self.widths = (key_width, key_width, width)
+        self.qkv = nn.Linear(d_model, sum(self.widths))
+        self.relative = RelativeLogits(key_width // num_heads, max_distance)
         self.evolution = evolution
         self.probe = AttentionProbe()
         self.out_proj = nn.Linear(width, width)
@@ -115,8 +139,10 @@ class EvolvingSelfAttention(nn.Module):
 
         Returns (B, L, width) and the map to hand on.
         """
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+        q, k, v = (
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, L, head_dim)
+            for part in self.qkv(x).split(self.widths, dim=2)
+        )
         q = q * q.size(3) ** -0.5
         hidden = absent = None
         if exists is not None:
@@ -152,10 +178,14 @@ class AugmentedConv(nn.Module):
         attention: Optional[EvolvingSelfAttention],
         d_model: int,
         ffn_dim: int,
-        dropout: float,
+        dropouts: Tuple[float, float],
+        checkpoint_activations: bool,
     ) -> None:
         super().__init__()
+        dropout, map_dropout = dropouts
+        self.map_dropout = nn.Dropout(map_dropout)
         self.conv, self.attention = conv, attention
+        self.checkpoint_activations = checkpoint_activations
         self.norm = MaskedBatchNorm(d_model)
         self.ffn = nn.Sequential(
             nn.Linear(d_model, ffn_dim),
@@ -170,8 +200,14 @@ class AugmentedConv(nn.Module):
         """x (B, L, d_model), exists (B, L) -> the same shape, and the map to hand on."""
         out, attn_logits = self.conv(x), None
         if self.attention is not None:
-            attended, attn_logits = self.attention(x, exists, prev_attn_logits)
+            if self.checkpoint_activations and self.training:
+                attended, attn_logits = checkpoint(
+                    self.attention, x, exists, prev_attn_logits, use_reentrant=False
+                )
+            else:
+                attended, attn_logits = self.attention(x, exists, prev_attn_logits)
             out = torch.cat([out, attended], dim=2)
+            attn_logits = self.map_dropout(attn_logits)
         return self.ffn(self.norm(out, exists)), attn_logits
 
 
@@ -195,13 +231,14 @@ class Block(nn.Module):
 class DCTransformer(nn.Module):
     """Dilated causal convolutions beside evolving attention, for multivariate time series.
 
-    This is the network of the authors' code without its defects: padding has no effect, relative
-    positions are learned, and the output of attention is projected. It averages over steps, where
-    the authors have a weight for each step of a fixed length, so it takes series of any length.
+    This is the network of the authors' code without its defects: relative positions are learned,
+    the output of attention is projected, padding has no effect, and maps are handed on as the
+    papers' equations say. examples/time_series/README.md compares the two part by part.
 
     Args:
         in_channels: channels of the series.
         out_features: classes, or 1 for a regression.
+        max_length: steps of the longest series in training.
         d_model: width.
         ffn_dim: width inside the feed-forward networks.
         num_blocks: number of blocks; block k, counted from 0, has convolutions of dilation 2^k.
@@ -209,10 +246,19 @@ class DCTransformer(nn.Module):
         num_heads: attention heads.
         attention_dim: channels of `d_model` that attention computes, and convolutions the rest; 0
             means only convolutions.
+        key_dim: channels of the queries and keys of all heads; None means `attention_dim`.
         kernel_size: steps that a convolution over time sees.
         max_distance: steps that are farther apart share a relative position.
-        dropout: of the feed-forward networks and before the output.
+        positions: what is added to the projected series: "sinusoidal" or "learned" vectors for each
+            step, or "none".
+        readout: what the last layer sees. "segments": the mean over each of `num_segments` parts of
+            the series, all about equally long; "mean": the mean over all steps; "flatten": every
+            step, as in the authors' code, so that series may have at most `max_length` steps.
+        num_segments: parts of a series; fewer steps than that leave some of them 0.
+        dropout: after the positions, in the feed-forward networks and before the read-out.
+        map_dropout: of the maps that are handed on; the authors use `dropout`.
         causal: attention sees only earlier steps, too.
+        checkpoint_activations: recompute attention in the backward pass, which saves memory.
         alpha, beta, evolution_kernel_size, learnable: as in
             :class:`evolving_attention.AttentionEvolution`; at alpha = beta = 0 no maps are handed
             on.
@@ -225,23 +271,32 @@ class DCTransformer(nn.Module):
         self,
         in_channels: int,
         out_features: int,
+        max_length: int,
         d_model: int = 128,
         ffn_dim: int = 256,
         num_blocks: int = 4,
         num_heads: int = 8,
         attention_dim: int = 32,
+        key_dim: Optional[int] = None,
         kernel_size: int = 3,
         max_distance: int = 128,
+        positions: str = "sinusoidal",
+        readout: str = "segments",
+        num_segments: int = 4,
         dropout: float = 0.1,
+        map_dropout: float = 0.0,
         causal: bool = False,
+        checkpoint_activations: bool = False,
         alpha: float = 0.3,
         beta: float = 0.5,
         evolution_kernel_size: int = 3,
         learnable: bool = False,
     ) -> None:
         super().__init__()
+        key_dim = attention_dim if key_dim is None else key_dim
         sizes = {"d_model": d_model, "ffn_dim": ffn_dim, "num_blocks": num_blocks}
         sizes |= {"num_heads": num_heads, "kernel_size": kernel_size, "max_distance": max_distance}
+        sizes |= {"max_length": max_length, "num_segments": num_segments}
         for name, value in sizes.items():
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value!r}")
@@ -251,8 +306,20 @@ class DCTransformer(nn.Module):
                 f"attention_dim must be less than d_model ({d_model}) and a multiple of num_heads "
                 f"({num_heads}), got {attention_dim!r}"
             )
-        if not isinstance(dropout, Real) or not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}")
+        divides = isinstance(key_dim, Integral) and key_dim % num_heads == 0
+        if attention_dim and not (divides and key_dim > 0):
+            raise ValueError(
+                f"key_dim must be a multiple of num_heads ({num_heads}), got {key_dim!r}"
+            )
+        for name, value in (("dropout", dropout), ("map_dropout", map_dropout)):
+            if not isinstance(value, Real) or not 0 <= value < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
+        for name, value, known in (
+            ("positions", positions, POSITIONS),
+            ("readout", readout, READOUTS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         for name, value in (("alpha", alpha), ("beta", beta)):
             check_unit_interval(name, value)
         check_kernel_size("evolution_kernel_size", evolution_kernel_size)
@@ -268,17 +335,26 @@ class DCTransformer(nn.Module):
                 )
             if attention_dim:
                 attention = EvolvingSelfAttention(
-                    d_model, attention_dim, num_heads, max_distance, evolution, causal
+                    d_model, attention_dim, key_dim, num_heads, max_distance, evolution, causal
                 )
-            return AugmentedConv(conv, attention, d_model, ffn_dim, dropout)
+            dropouts = dropout, map_dropout if evolves else 0.0
+            return AugmentedConv(
+                conv, attention, d_model, ffn_dim, dropouts, checkpoint_activations
+            )
 
+        self.positions, self.readout, self.max_length = positions, readout, int(max_length)
+        # Weights without it are of a network with another activation before its read-out.
+        self.register_buffer("steps", torch.tensor(self.max_length))
         self.embed = nn.Linear(in_channels, d_model)
+        if positions == "learned":
+            self.position_table = nn.Parameter(torch.empty(max_length, d_model))
+            nn.init.uniform_(self.position_table, -0.02, 0.02)
         self.blocks = nn.ModuleList(
             Block(layer(index), layer(index), d_model) for index in range(num_blocks)
         )
-        self.activation = nn.LeakyReLU()
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(d_model, out_features)
+        self.num_segments = {"segments": num_segments, "mean": 1, "flatten": max_length}[readout]
+        self.head = nn.Linear(d_model * self.num_segments, out_features)
 
     def forward(self, series: Tensor, lengths: Tensor) -> Tensor:
         """Series (B, L, in_channels), padded on the right, and their lengths (B,), 1 or more.
@@ -287,7 +363,8 @@ class DCTransformer(nn.Module):
             (B, out_features), class logits or the standardised target.
 
         Raises:
-            ValueError: a length of less than 1 or more than L.
+            ValueError: a length of less than 1 or more than L, or more than `max_length` if the
+                network has a weight for each step.
         """
         steps = torch.arange(series.size(1), device=series.device)
         exists: Optional[Tensor] = steps < lengths.unsqueeze(1)
@@ -298,13 +375,77 @@ class DCTransformer(nn.Module):
                 raise ValueError(
                     f"lengths must lie in [1, {len(steps)}], got {shortest} to {longest}"
                 )
-            if shortest == len(steps):  # nothing to mask
-                exists = None
-        x = self.embed(series) * self.embed.out_features**0.5
+            series = series[:, :longest]
+            exists = exists[:, :longest] if shortest < longest else None
+        if not self.takes_any_length and series.size(1) > self.max_length:
+            raise ValueError(
+                f"series have up to {series.size(1)} steps, but the network has weights for "
+                f"{self.max_length}, the longest in training; cut the series, or train with "
+                "another readout than flatten and other positions than learned"
+            )
+        x = self.embed(series) * self.embed.out_features**0.5  # (B, L, d_model)
+        if self.positions == "sinusoidal":
+            x = x + sinusoids(x.size(1), x.size(2), x)
+        if self.positions == "learned":
+            x = x + self.position_table[: x.size(1)]
+        if self.positions != "none":
+            x = self.dropout(x)
         attn_logits: Map = None
         for block in self.blocks:
             x, attn_logits = block(x, exists, attn_logits)
-        x = self.dropout(self.activation(x))
+        x = self.dropout(F.gelu(x))
         if exists is not None:
             x = x.masked_fill(~exists.unsqueeze(2), 0.0)
-        return self.head(x.sum(dim=1) / lengths.unsqueeze(1))
+        if self.readout == "flatten":
+            return self.head(F.pad(x, (0, 0, 0, self.max_length - x.size(1))).flatten(1))
+        return self.head(self.segment_means(x, exists, lengths).flatten(1))
+
+    def segment_means(self, x: Tensor, exists: Optional[Tensor], lengths: Tensor) -> Tensor:
+        """x (B, L, d_model), 0 at padding -> (B, num_segments, d_model).
+
+        Step t of a series of n steps belongs to segment floor(t * num_segments / n).
+        """
+        steps = torch.arange(x.size(1), device=x.device) * self.num_segments
+        places = steps.div(lengths.unsqueeze(1), rounding_mode="floor")  # (B, L)
+        segments = torch.arange(self.num_segments, device=x.device)
+        belongs = places.unsqueeze(1) == segments.unsqueeze(1)  # (B, num_segments, L)
+        if exists is not None:
+            belongs = belongs & exists.unsqueeze(1)
+        counts = belongs.sum(dim=2, keepdim=True).clamp(min=1)
+        return belongs.to(x.dtype) @ x / counts
+
+    @property
+    def takes_any_length(self) -> bool:
+        """Whether series may be longer than those of the training."""
+        return self.readout != "flatten" and self.positions != "learned"
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        if f"{prefix}embed.weight" in state_dict and f"{prefix}steps" not in state_dict:
+            args[-1].append(
+                "these weights were saved by an earlier version, whose network had another "
+                "activation before its read-out; train again"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Ensemble(nn.Module):
+    """The mean of networks that differ in their initial weights and in the order of training.
+
+    Args:
+        members: the networks.
+        averages_probabilities: average the probabilities of classes, and return the logarithm of
+            their mean; else average the outputs.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], averages_probabilities: bool) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.averages_probabilities = averages_probabilities
+
+    def forward(self, series: Tensor, lengths: Tensor) -> Tensor:
+        """Arguments and result as those of :meth:`DCTransformer.forward`."""
+        outputs = torch.stack([member(series, lengths) for member in self.members])
+        if not self.averages_probabilities:
+            return outputs.mean(dim=0)
+        return outputs.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(self.members))

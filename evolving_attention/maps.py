@@ -50,8 +50,12 @@ def collect_maps(model: nn.Module) -> Iterator[List[AttentionMap]]:
     unless torch.no_grad() is on. Switch activation checkpointing off, which runs a layer twice.
 
     Raises:
+        TypeError: `model` is no module.
         ValueError: `model` has no attention of this project, or did not run one in the block.
     """
+    if not isinstance(model, nn.Module):
+        inside = "; pass its network_" if hasattr(model, "network_") else ""
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{inside}")
     maps: List[AttentionMap] = []
 
     def hook_of(name: str) -> Callable[..., None]:

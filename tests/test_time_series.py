@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import pickle
 import re
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +20,19 @@ from aeon.testing.data_generation import (
 from aeon.testing.estimator_checking import parametrize_with_checks
 from fairseq import checkpoint_utils
 from test_fairseq_commands import ONE_THREAD, USER_DIR, fairseq, weights
+from torch.nn import functional as F
 
 from ea_aeon import EADCTransformerClassifier, EADCTransformerRegressor
 from ea_aeon.data import Preparation, collate, pad, read, split_off
-from ea_aeon.network import CausalConv, DCTransformer, MaskedBatchNorm, RelativeLogits
-from evolving_attention import AttentionEvolution, reference
+from ea_aeon.estimators import MicroBatchedNet
+from ea_aeon.network import (
+    CausalConv,
+    DCTransformer,
+    Ensemble,
+    MaskedBatchNorm,
+    RelativeLogits,
+)
+from evolving_attention import AttentionEvolution, collect_maps, reference
 
 SMALL = {"d_model": 16, "ffn_dim": 16, "num_blocks": 3, "num_heads": 2, "attention_dim": 4}
 VARIANTS = [
@@ -33,13 +44,16 @@ VARIANTS = [
     {"alpha": 0.0, "beta": 0.5, "evolution_kernel_size": 5},
     {"max_distance": 2},
     {"attention_dim": 0},
+    {"readout": "mean"},
+    {"readout": "flatten", "positions": "learned", "key_dim": 8},
+    {"num_segments": 7, "positions": "none"},
 ]
 
 
 def build(channels=3, outputs=4, seed=0, **options):
     """A small network in float64, whose normalisation has non-trivial statistics."""
     torch.manual_seed(seed)
-    network = DCTransformer(channels, outputs, **{**SMALL, **options}).double()
+    network = DCTransformer(channels, outputs, 40, **{**SMALL, **options}).double()
     for module in network.modules():
         if isinstance(module, MaskedBatchNorm):
             module.running_mean.normal_()
@@ -101,7 +115,7 @@ def steps_of(network, case):
     handle = network.dropout.register_forward_hook(lambda *call: steps.append(call[2][0]))
     network(**pad([case]))
     handle.remove()
-    return steps[0]
+    return steps[-1]
 
 
 @pytest.mark.parametrize("options", [{}, {"learnable": True}, {"evolution_kernel_size": 5}])
@@ -166,6 +180,144 @@ def test_maps_are_those_of_the_equations(causal):
         handed_on = evolved
 
 
+# The authors' forward pass, with channels before steps as they have it.
+
+
+def official_conv(layer, x):
+    """Both of their convolutions' channels (B, C, L) from a weight-normalised causal Conv1d."""
+    conv = layer.conv
+    weight = conv.direction / conv.direction.norm(dim=(1, 2), keepdim=True)
+    reach = conv.dilation * (weight.size(2) - 1)
+    out = F.conv1d(x, weight * conv.gain[:, None, None], conv.bias, 1, reach, conv.dilation)
+    return out[:, :, : x.size(2)]
+
+
+def official_attention(attention, x, exists, prev):
+    """Attention's channels (B, dv, L) and the map; their att_conv and relative_logits."""
+    heads, (key_width, _, width) = attention.num_heads, attention.widths
+    batch, _, length = x.shape
+    qkv = attention.qkv.weight @ x + attention.qkv.bias[:, None]
+    q, k, v = qkv.split([key_width, key_width, width], dim=1)
+    q, k, v = (part.reshape(batch, heads, -1, length) for part in (q, k, v))
+    q = q * (key_width // heads) ** -0.5
+    logits = q.transpose(2, 3) @ k
+    table, far = attention.relative.table, attention.relative.max_distance
+    for i in range(length):
+        for j in range(length):
+            distance = min(max(j - i, -far), far)
+            logits[:, :, i, j] += q[..., i] @ table[distance + far]
+    absent = ~(exists[:, None, :, None] & exists[:, None, None, :])
+    if attention.evolution is not None:
+        evolution = attention.evolution
+        a_in = 0.3 * prev + 0.7 * logits
+        a_in = a_in.masked_fill(absent, 0.0)
+        refined = F.conv2d(a_in, evolution.weight, evolution.bias, padding=1).relu()
+        logits = 0.5 * refined + 0.5 * a_in
+    weights = logits.masked_fill(~exists[:, None, None, :], -torch.inf).softmax(dim=3)
+    out = (weights @ v.transpose(2, 3)).transpose(2, 3).reshape(batch, width, length)
+    return attention.out_proj.weight @ out + attention.out_proj.bias[:, None], logits
+
+
+def official_norm(norm, x, exists):
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias) * exists
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"positions": "sinusoidal"}, {"positions": "learned", "key_dim": 8, "max_distance": 4}],
+)
+def test_the_published_network_is_that_of_the_authors_but_for_its_defects(options):
+    """ea_dc_transformer.py of the authors, in float64, with flattened read-out.
+
+    Their defects are mended on both sides: the relative positions are weights, the heads' outputs
+    are put together by channel and projected, padding takes no part, and maps go through ReLU in
+    the convolution and as they are to the next layer.
+    """
+    network = build(readout="flatten", **options)
+    network(**pad(series(9)))  # nothing is remembered from one batch to the next
+    cases = series(9, 6, 40)
+    batch = pad(cases)
+    exists = torch.arange(40) < batch["lengths"][:, None]
+    steps, width = torch.arange(40.0, dtype=torch.float64)[:, None], 16
+    x = network.embed(batch["series"]) * width**0.5
+    if options["positions"] == "sinusoidal":
+        positions = torch.zeros(40, width, dtype=torch.float64)
+        rates = torch.exp(torch.arange(0, width, 2).double() * (-np.log(10000.0) / width))
+        positions[:, 0::2], positions[:, 1::2] = torch.sin(steps * rates), torch.cos(steps * rates)
+        x = x + positions
+    else:
+        x = x + network.position_table
+    x, prev = x.transpose(1, 2), None
+    for block in network.blocks:
+        out = x
+        for layer in (block.first, block.second):
+            attended, prev = official_attention(layer.attention, out, exists, prev)
+            out = torch.cat([official_conv(layer, out), attended], dim=1)
+            out = official_norm(layer.norm, out, exists[:, None])
+            out = layer.ffn(out.transpose(1, 2)).transpose(1, 2)
+        x = official_norm(block.norm, out + x, exists[:, None])
+    x = F.gelu(x.transpose(1, 2)) * exists[..., None]
+    expected = network.head(x.reshape(3, -1))
+    torch.testing.assert_close(network(**batch), expected, rtol=0, atol=1e-10)
+
+
+def test_segments_are_means_of_equal_parts():
+    network = build(num_segments=3)
+    cases = series(9, 7, 2)
+    steps = [steps_of(network, case) for case in cases]
+    expected = [
+        torch.stack([one[:3].mean(0), one[3:6].mean(0), one[6:].mean(0)]) for one in steps[:1]
+    ]
+    expected.append(torch.stack([x.mean(0) for x in steps[1].split([3, 2, 2])]))
+    nothing = torch.zeros(16, dtype=torch.float64)
+    expected.append(torch.stack([steps[2][0], steps[2][1], nothing]))
+    for case, parts in zip(cases, expected, strict=True):
+        torch.testing.assert_close(network(**pad([case]))[0], network.head(parts.flatten()))
+
+
+@pytest.mark.parametrize("options", [{"readout": "flatten"}, {"positions": "learned"}])
+def test_a_series_longer_than_those_of_the_training(options):
+    network = build(**options)
+    with pytest.raises(ValueError, match="series have up to 41 steps, .* weights for 40"):
+        network(**pad(series(41)))
+    network(**pad(series(40)))
+    assert build()(**pad(series(90))).isfinite().all()
+
+
+def test_recomputing_attention_changes_no_gradient():
+    results = []
+    for recompute in (False, True):
+        network = build(dropout=0.0, checkpoint_activations=recompute).train()
+        network(**pad(series(9, 6))).square().sum().backward()
+        results.append([p.grad for p in network.parameters()] + list(network.buffers()))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_distance": 3}, {"readout": "flatten"}])
+def test_exported_and_compiled_networks(tmp_path, options):
+    """torch.export, fullgraph compilation and ONNX, for other batches and lengths than exported."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = Ensemble([build(seed=seed, **options) for seed in (1, 2)], True).float().eval()
+    example = torch.randn(4, 20, 3), torch.tensor([20, 7, 5, 20])
+    other = torch.randn(5, 30, 3), torch.tensor([30, 2, 3, 4, 1])
+    batch, steps = torch.export.Dim("batch", max=64), torch.export.Dim("steps", min=2, max=40)
+    shapes = {"series": {0: batch, 1: steps}, "lengths": {0: batch}}
+    exported = torch.export.export(network, example, dynamic_shapes=shapes)
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    for given in (example, other):
+        expected = network(*given)
+        torch.testing.assert_close(exported.module()(*given), expected)
+        torch.testing.assert_close(compiled(*given), expected)
+    program = torch.onnx.export(network, example, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    program.save(str(tmp_path / "network.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "network.onnx"))
+    given = dict(zip([one.name for one in session.get_inputs()], other, strict=True))
+    (got,) = session.run(None, {name: value.numpy() for name, value in given.items()})
+    torch.testing.assert_close(torch.from_numpy(got), network(*other), rtol=1e-4, atol=1e-5)
+
+
 def test_a_traced_network_keeps_the_lengths(reload):
     network = build().float().eval()
     full = torch.randn(3, 9, 3), torch.tensor([9, 9, 9])
@@ -210,10 +362,14 @@ def test_the_convolution_is_torchs_weight_normalised_one():
 
 
 def test_options_reach_their_modules():
-    network = build(evolution_kernel_size=5, dropout=0.3)
+    network = build(evolution_kernel_size=5, dropout=0.3, map_dropout=0.2, positions="learned")
     evolutions = [m for m in network.modules() if isinstance(m, AttentionEvolution)]
     assert {m.weight.shape[2:] for m in evolutions} == {(5, 5)}
-    assert {m.p for m in network.modules() if isinstance(m, torch.nn.Dropout)} == {0.3}
+    assert {m.p for m in network.modules() if isinstance(m, torch.nn.Dropout)} == {0.3, 0.2}
+    assert 0.015 < network.position_table.abs().max() <= 0.02
+    assert network.head.in_features == 4 * 16
+    assert build(readout="mean").head.in_features == 16
+    assert build(readout="flatten").head.in_features == 40 * 16
 
 
 def test_one_step_in_training_is_normalised_by_what_was_learned():
@@ -248,6 +404,14 @@ def test_batch_norm_is_torchs_over_the_steps_that_exist():
         ({"attention_dim": 16}, "attention_dim must be less than d_model"),
         ({"num_blocks": 0}, "num_blocks must be 1 or more, got 0"),
         ({"dropout": 1.0}, "dropout must lie in"),
+        ({"map_dropout": -0.1}, "^map_dropout must lie in"),
+        (
+            {"positions": "rotary"},
+            "positions must be one of none, sinusoidal, learned, got 'rotary'",
+        ),
+        ({"readout": "max"}, "readout must be one of segments, mean, flatten, got 'max'"),
+        ({"num_segments": 0}, "num_segments must be 1 or more, got 0"),
+        ({"key_dim": 3}, "key_dim must be a multiple of num_heads .2., got 3"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -497,11 +661,11 @@ def test_gradients_are_clipped():
 def test_the_learning_rate_falls_along_a_cosine():
     X = np.random.default_rng(0).normal(size=(8, 2, 5))
     estimator = EADCTransformerClassifier(
-        **SMALL, n_epochs=4, lr=0.1, lr_schedule="cosine", validation_fraction=0, random_state=0
+        **SMALL, n_epochs=4, batch_size=4, lr=0.1, n_estimators=1, random_state=0
     )
     estimator.fit(X, np.array(list("abababab")))
-    rates = [epoch["event_lr"] for epoch in estimator.history_]
-    np.testing.assert_allclose(rates, 0.05 * (1 + np.cos(np.pi * np.arange(4) / 4)))
+    rates = [batch["event_lr"] for epoch in estimator.history_ for batch in epoch["batches"]]
+    np.testing.assert_allclose(rates, 0.05 * (1 + np.cos(np.pi * np.arange(8) / 8)))
 
 
 @pytest.mark.slow
@@ -556,6 +720,10 @@ def test_unusual_series(estimator, make):
         ({"lr": -1.0}, "lr must be more than 0, got -1.0"),
         ({"lr_schedule": "linear"}, "lr_schedule must be one of constant, cosine, got 'linear'"),
         ({"validation_fraction": 1.0}, "validation_fraction must lie in"),
+        ({"n_estimators": 0}, "n_estimators must be 1 or more, got 0"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be 1 or more, got 0"),
+        ({"weight_decay": -1}, "weight_decay must be 0 or more, got -1"),
+        ({"device": 3.5}, "device must be auto, cpu, cuda, ...; got 3.5"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda, ...; got 'gpu'"),
         ({"lr": 1e30, "validation_fraction": 0}, "training diverged"),
     ],
@@ -564,6 +732,216 @@ def test_bad_options_of_an_estimator_are_named(options, message):
     X, y = make_example_3d_numpy_list(n_cases=8, n_channels=2)
     with pytest.raises(ValueError, match=re.escape(message)):
         EADCTransformerClassifier(**{**FAST, **options}).fit(X, y)
+
+
+# ------------------------------------------------------------------------------- using estimators
+
+QUICK = {**SMALL, "num_blocks": 2, "n_epochs": 2, "n_estimators": 1, "device": "cpu"}
+
+
+def fitted(X=None, y=None, **options):
+    """A classifier that was trained a little."""
+    if X is None:
+        X, y = make_example_3d_numpy(n_cases=12, n_channels=2, n_timepoints=9, random_state=0)
+    return EADCTransformerClassifier(**{**QUICK, "random_state": 1, **options}).fit(X, y)
+
+
+def random_series(cases=12, channels=2, steps=9):
+    return np.random.default_rng(0).normal(size=(cases, channels, steps))
+
+
+def test_an_ensemble_averages_probabilities_or_numbers():
+    X = random_series()
+    classifier = fitted(n_estimators=3)
+    lengths = torch.full((12,), 9)
+    given = torch.stack(classifier.preparation_(X)), lengths
+    members = [member(*given).softmax(dim=1) for member in classifier.network_.members]
+    assert len({one[0, 0].item() for one in members}) == 3
+    expected = torch.stack(members).mean(dim=0).detach().double().numpy()
+    np.testing.assert_allclose(classifier.predict_proba(X), expected, atol=1e-6)
+    assert [epoch["member"] for epoch in classifier.history_] == [0, 0, 1, 1, 2, 2]
+    regressor = EADCTransformerRegressor(**{**QUICK, "n_estimators": 2, "random_state": 1})
+    regressor.fit(X, np.arange(12.0))
+    members = [member(*given) for member in regressor.network_.members]
+    torch.testing.assert_close(regressor.network_(*given), (members[0] + members[1]) / 2)
+
+
+def test_parts_of_a_batch_add_up_to_its_gradients():
+    """Without batch normalisation over the batch, they are the same up to rounding."""
+    options = {**SMALL, "max_length": 9, "dropout": 0.0}
+    gradients = []
+    for size in (8, 3):
+        torch.manual_seed(0)
+        net = MicroBatchedNet(
+            DCTransformer(2, 3, **options),
+            criterion=torch.nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]), reduction="none"),
+            micro_batch_size=size,
+        ).initialize()
+        for module in net.module_.modules():
+            if isinstance(module, MaskedBatchNorm):
+                module.forward = lambda x, exists: x
+        batch = pad([case.float() for case in series(9, 4, 5, 6, 7, 8, 9, 3, channels=2)])
+        step = net.train_step_single((batch, torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])))
+        assert step["y_pred"].shape == (8, 3)
+        gradients.append([step["loss"], *(p.grad for p in net.module_.parameters())])
+    for whole, parts in zip(*gradients, strict=True):
+        if whole is not None:
+            torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_large_maps_are_named_and_their_gradients_computed_in_parts(monkeypatch):
+    sizes = []
+    part_step = MicroBatchedNet.part_step
+    monkeypatch.setattr(
+        MicroBatchedNet,
+        "part_step",
+        lambda self, *args: sizes.append(len(args[1])) or part_step(self, *args),
+    )
+    map_bytes = 4 * 2 * 9**2 * 2 * 2  # float32, heads, cells, layers in each of two blocks
+    monkeypatch.setattr("ea_aeon.estimators.LARGE_MAPS", 5 * map_bytes)
+    with pytest.warns(ResourceWarning, match="maps of 12 series of 9 steps .* 5 at a time"):
+        fitted()
+    assert set(sizes) == {5, 2}
+    sizes.clear()
+    with pytest.warns(ResourceWarning, match="maps of 6 series of 9 steps"):
+        fitted(micro_batch_size=6)
+    assert set(sizes) == {6}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        fitted(micro_batch_size=5)
+        fitted(attention_dim=0)
+
+
+def test_a_pickle_holds_weights_that_any_machine_loads(monkeypatch):
+    classifier = fitted()
+    classifier.network_.to("meta")  # a device other than the CPU
+    monkeypatch.setattr(torch.nn.Module, "cpu", lambda self: self.to_empty(device="cpu"))
+    loaded = pickle.loads(pickle.dumps(classifier))
+    assert {p.device.type for p in loaded.network_.parameters()} == {"cpu"}
+    assert {p.device.type for p in classifier.network_.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("n_estimators", [1, 2])
+def test_a_pickle_predicts_the_same(n_estimators):
+    classifier, X = fitted(n_estimators=n_estimators), random_series()
+    loaded = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_array_equal(loaded.predict_proba(X), classifier.predict_proba(X))
+    assert pickle.loads(pickle.dumps(EADCTransformerClassifier())).get_params()["lr"] == 1e-3
+
+
+def test_progress_in_a_notebook_without_widgets(monkeypatch, capsys):
+    """skorch would choose tqdm's bar of ipywidgets in a notebook's kernel."""
+    kernel = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setattr("builtins.get_ipython", lambda: kernel, raising=False)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    fitted(verbose=True)
+    assert "train_loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("validation_fraction", [0, 0.3])
+def test_a_fitted_network_does_not_train_on(tmp_path, validation_fraction):
+    classifier = fitted(validation_fraction=validation_fraction)
+    classifier.save(tmp_path / "classifier.pt")
+    for one in (classifier, EADCTransformerClassifier.load(tmp_path / "classifier.pt")):
+        assert not any(module.training for module in one.network_.modules())
+        given = torch.randn(2, 9, 2), torch.tensor([9, 4])
+        before = one.network_(*given)
+        with collect_maps(one.network_) as maps:
+            one.network_(*given)
+        assert len(maps) == 4 and torch.equal(one.network_(*given), before)
+    with pytest.raises(TypeError, match="EADCTransformerClassifier.*network_"), collect_maps(one):
+        pass
+
+
+def test_fitting_on_a_cpu_leaves_gpus_alone(monkeypatch):
+    devices = []
+    fork_rng = torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda x: devices.append(x) or fork_rng(x))
+    state = torch.get_rng_state()
+    fitted()
+    assert devices == [[]] and torch.equal(torch.get_rng_state(), state)
+
+
+def test_options_set_after_fit_do_not_change_what_was_fitted(tmp_path):
+    X = random_series()
+    classifier = fitted(n_estimators=2)
+    expected = classifier.predict_proba(X)
+    changed = {"d_model": 99, "num_heads": 3, "alpha": 0.9, "n_estimators": 1, "readout": "mean"}
+    classifier.set_params(**changed, batch_size=5)
+    np.testing.assert_allclose(classifier.predict_proba(X), expected, atol=1e-6)
+    classifier.save(tmp_path / "classifier.pt")
+    loaded = EADCTransformerClassifier.load(tmp_path / "classifier.pt", device="cpu")
+    np.testing.assert_allclose(loaded.predict_proba(X), expected, atol=1e-6)
+    assert loaded.get_params() == classifier.get_params()
+
+
+def test_what_load_would_refuse_is_not_saved(tmp_path):
+    path = tmp_path / "classifier.pt"
+    days = np.array(["2026-01-01", "2026-01-02"], dtype="datetime64[D]")
+    classifier = fitted(random_series(), days[np.arange(12) % 2])
+    assert classifier.predict(random_series()).dtype == days.dtype
+    with pytest.raises(ValueError, match=r"target, classes: datetime.date\(2026, 1, 1\) cannot"):
+        classifier.save(path)
+    with pytest.raises(ValueError, match="options, device: device.* cannot be saved"):
+        fitted().set_params(device=torch.device("cpu")).save(path)
+    assert not path.exists()
+    moments = days.astype("datetime64[ns]")
+    classifier = fitted(random_series(), moments[np.arange(12) % 2])
+    classifier.save(path)
+    loaded = EADCTransformerClassifier.load(path)
+    assert (loaded.predict(random_series()) == classifier.predict(random_series())).all()
+
+
+def test_files_of_an_earlier_version_are_named(tmp_path):
+    path = tmp_path / "old.pt"
+    torch.save({"estimator": "EADCTransformerClassifier", "options": {}, "weights": {}}, path)
+    with pytest.raises(ValueError, match="old.pt was saved by an earlier version"):
+        EADCTransformerClassifier.load(path)
+    weights_before = build().state_dict()
+    del weights_before["steps"]
+    with pytest.raises(RuntimeError, match="saved by an earlier version"):
+        build().load_state_dict(weights_before)
+
+
+def test_threads_with_one_seed_fit_the_same_network():
+    X = random_series()
+    expected = fitted().predict_proba(X)
+    with ThreadPoolExecutor(3) as pool:
+        for one in pool.map(lambda _: fitted(), range(3)):
+            np.testing.assert_array_equal(one.predict_proba(X), expected)
+
+
+def test_another_default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        classifier = fitted(class_weight="balanced", validation_fraction=0.3)
+        assert classifier.predict_proba(random_series()).dtype == np.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in classifier.network_.parameters()} == {torch.float32}
+
+
+def test_values_far_from_those_of_the_training_are_named():
+    X = random_series()
+    X[3, 1, 4] = 1e20
+    with pytest.raises(ValueError, match=r"series 3 gives no finite prediction: .* up to 1e\+20"):
+        fitted().predict(X)
+
+
+@pytest.mark.parametrize("class_weight", ["balanced", {"a": 4.0, "b": 1.0}])
+def test_class_weights_weigh_the_loss(class_weight):
+    X, y = random_series(), np.array(list("aaabbbbbbbbb"))
+    classifier = fitted(X, y, class_weight=class_weight, lr=1e-9, dropout=0.0, batch_size=12)
+    weights = {"a": 4.0, "b": 1.0} if class_weight != "balanced" else {"a": 2.0, "b": 2 / 3}
+    network = classifier.network_.train()  # normalises by the batch, as in training
+    output = network(torch.stack(classifier.preparation_(X)), torch.full((12,), 9))
+    losses = F.cross_entropy(output, torch.from_numpy((y == "b").astype(int)), reduction="none")
+    expected = (losses * torch.tensor([weights[label] for label in y])).mean()
+    assert classifier.history_[0]["train_loss"] == pytest.approx(expected.item(), rel=1e-4)
+    assert "class_weight" not in EADCTransformerRegressor().get_params()
+    for bad in ({"c": 1.0}, "even"):
+        with pytest.raises(ValueError, match="class_weight must be None, 'balanced' or a dict"):
+            fitted(X, y, class_weight=bad)
 
 
 @pytest.mark.parametrize("batches", [0, 9])

@@ -1,13 +1,20 @@
 """``ea_dc_transformer``: dilated causal convolutions beside evolving attention, for time series."""
 
+import inspect
 from dataclasses import dataclass, field
+from typing import Optional
 
+from fairseq.dataclass import ChoiceEnum
 from fairseq.models import BaseFairseqModel, register_model
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
 from ea_fairseq.models.options import EvolutionConfig, check_evolution
 from evolving_attention.loading import StartsFromPlainWeights
+
+# As in ea_aeon.network, which cannot be imported without aeon.
+POSITIONS = ("none", "sinusoidal", "learned")
+READOUTS = ("segments", "mean", "flatten")
 
 
 @dataclass
@@ -35,6 +42,10 @@ class EADCTransformerConfig(EvolutionConfig):
             "help": "channels that attention computes, 0 for only convolutions (default: 32)"
         },
     )
+    key_dim: Optional[int] = field(
+        default=None,
+        metadata={"help": "channels of queries and keys (default: as many as --attention-dim)"},
+    )
     kernel_size: int = field(
         default=3, metadata={"help": "steps that the convolutions over time see (default: 3)"}
     )
@@ -42,8 +53,28 @@ class EADCTransformerConfig(EvolutionConfig):
         default=128,
         metadata={"help": "steps farther apart share a relative position (default: 128)"},
     )
+    positions: ChoiceEnum(POSITIONS) = field(
+        default="sinusoidal",
+        metadata={"help": "what is added to the projected series at each step"},
+    )
+    readout: ChoiceEnum(READOUTS) = field(
+        default="segments",
+        metadata={
+            "help": "what the last layer sees: means over parts of the series (segments), over all "
+            "steps (mean), or every step (flatten)"
+        },
+    )
+    num_segments: int = field(
+        default=4, metadata={"help": "parts of a series for --readout segments (default: 4)"}
+    )
     dropout: float = field(default=0.1, metadata={"help": "default: 0.1"})
+    map_dropout: float = field(
+        default=0.0, metadata={"help": "dropout of the maps handed on (default: 0)"}
+    )
     causal: bool = field(default=False, metadata={"help": "attention sees only earlier steps, too"})
+    checkpoint_activations: bool = field(
+        default=False, metadata={"help": "recompute attention in the backward pass to save memory"}
+    )
 
 
 @register_model("ea_dc_transformer", dataclass=EADCTransformerConfig)
@@ -61,19 +92,13 @@ class EADCTransformerModel(BaseFairseqModel, StartsFromPlainWeights):
         from ea_aeon.network import DCTransformer
 
         check_evolution(cfg)
+        same = inspect.signature(DCTransformer).parameters
         try:
             network = DCTransformer(
                 in_channels=task.num_channels,
                 out_features=task.num_outputs,
-                d_model=cfg.d_model,
-                ffn_dim=cfg.ffn_dim,
-                num_blocks=cfg.num_blocks,
-                num_heads=cfg.num_heads,
-                attention_dim=cfg.attention_dim,
-                kernel_size=cfg.kernel_size,
-                max_distance=cfg.max_distance,
-                dropout=cfg.dropout,
-                causal=cfg.causal,
+                max_length=task.max_length,
+                **{name: getattr(cfg, name) for name in same if hasattr(cfg, name)},
                 alpha=cfg.ea_alpha,
                 beta=cfg.ea_beta,
                 evolution_kernel_size=cfg.ea_kernel_size,

@@ -148,6 +148,7 @@ class TimeSeriesTask(FairseqTask):
         train = self.parts(data)["train"]
         preparation = Preparation.fit([data.series[index] for index in train])
         fitted = {"mean": preparation.mean, "std": preparation.std, "classes": None}
+        fitted["max_length"] = max(case.shape[1] for case in data.series)
         if data.is_regression:
             targets = data.targets[train].astype(float)
             fitted["target_mean"] = float(targets.mean())
@@ -163,6 +164,16 @@ class TimeSeriesTask(FairseqTask):
     @property
     def num_channels(self) -> int:
         return len(self.state.fitted["mean"])
+
+    @property
+    def max_length(self) -> int:
+        """Steps of the longest series of the official training split."""
+        if "max_length" not in self.state.fitted:
+            raise ValueError(
+                "the checkpoint is of an earlier version, whose network had another activation "
+                "before its read-out; train again"
+            )
+        return self.state.fitted["max_length"]
 
     @property
     def num_outputs(self) -> int:
