@@ -4,7 +4,8 @@ import gzip
 import os
 import shutil
 import tempfile
-from numbers import Real
+from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -81,19 +82,34 @@ def find(name: str, split: str, folder: Path) -> Path:
     raise FileNotFoundError(f"no {file} or {file}.gz in {folder / name} or {folder}")
 
 
+@dataclass
 class Preparation:
-    """Fills gaps and standardises each channel with the training series' statistics.
+    """Fills gaps, standardises each channel and adds the differences of neighbouring steps.
+
+    The statistics are those of the training series.
 
     Attributes:
-        mean, std: of each channel over all steps of the training series.
+        mean, std: of each channel over all steps.
+        difference_scales: for each order of differences, the root mean square of each channel.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = list(mean), list(std)
+    mean: List[float]
+    std: List[float]
+    difference_scales: List[List[float]] = field(default_factory=list)
 
     @classmethod
-    def fit(cls, series: Sequence[np.ndarray]) -> "Preparation":
-        """Computes the statistics of training series (channels, steps), ignoring NaNs."""
+    def fit(cls, series: Sequence[np.ndarray], differences: int = 0) -> "Preparation":
+        """Computes the statistics of training series (channels, steps), ignoring NaNs.
+
+        Args:
+            differences: orders of differences to add: 0 for none, 1 for the change from step to
+                step, 2 also for its change.
+
+        Raises:
+            ValueError: `differences` is not a number of orders, or a series is unfit.
+        """
+        if not isinstance(differences, Integral) or differences < 0:
+            raise ValueError(f"differences must be 0 or more, got {differences!r}")
         check(series, len(series[0]))
         steps = np.concatenate(list(series), axis=1).astype(np.float64)
         seen = ~np.isnan(steps)
@@ -102,10 +118,22 @@ class Preparation:
         deviation = np.where(seen, steps - mean[:, None], 0)
         std = np.sqrt((deviation**2).sum(axis=1) / counts)
         std[std <= 1e-8 * np.abs(mean)] = 1  # a constant channel
-        return cls(mean.tolist(), std.tolist())
+        preparation = cls(mean.tolist(), std.tolist())
+        changes = [preparation.standardise(case) for case in series]
+        for _ in range(differences):
+            changes = [change(case) for case in changes]
+            scale = np.sqrt((np.concatenate(changes, axis=1) ** 2).mean(axis=1))
+            scale[scale <= 1e-8] = 1
+            preparation.difference_scales.append(scale.tolist())
+        return preparation
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of prepared series."""
+        return len(self.mean) * (1 + len(self.difference_scales))
 
     def __call__(self, series: Sequence[np.ndarray]) -> List[Tensor]:
-        """Series (channels, steps) -> float32 tensors (steps, channels) without gaps.
+        """Series (channels, steps) -> float32 tensors (steps, num_channels) without gaps.
 
         A missing value is interpolated between its neighbours in time; before the first value and
         after the last one, the nearest is taken. A channel without values is 0, the mean.
@@ -118,7 +146,16 @@ class Preparation:
         return prepared
 
     def prepare(self, case: np.ndarray) -> Tensor:
-        """One series, (channels, steps) -> (steps, channels)."""
+        """One series, (channels, steps) -> (steps, num_channels)."""
+        channels = [self.standardise(case)]
+        changes = channels[0]
+        for scale in self.difference_scales:
+            changes = change(changes)
+            channels.append(changes / np.array(scale)[:, None])
+        return torch.from_numpy(np.concatenate(channels).T.astype(np.float32))
+
+    def standardise(self, case: np.ndarray) -> np.ndarray:
+        """One series, (channels, steps), standardised and without gaps."""
         case = (case - np.array(self.mean)[:, None]) / np.array(self.std)[:, None]
         for channel in case:
             missing = np.isnan(channel)
@@ -127,7 +164,12 @@ class Preparation:
             elif missing.any():
                 steps = np.arange(len(channel))
                 channel[missing] = np.interp(steps[missing], steps[~missing], channel[~missing])
-        return torch.from_numpy(case.T.astype(np.float32))
+        return case
+
+
+def change(case: np.ndarray) -> np.ndarray:
+    """The difference of each step from the one before it; 0 at the first. (channels, steps)."""
+    return np.diff(case, axis=1, prepend=case[:, :1])
 
 
 def check(series: Sequence[np.ndarray], channels: int) -> None:

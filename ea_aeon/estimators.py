@@ -6,6 +6,7 @@ import math
 import os
 import threading
 import warnings
+from dataclasses import asdict
 from numbers import Integral, Real
 from typing import Any, Callable, ClassVar, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -26,6 +27,7 @@ from ea_aeon.data import Cases, Preparation, collate, pad, split_off
 from ea_aeon.network import DCTransformer, Ensemble
 
 SCHEDULES = ("constant", "cosine")
+EPOCHS, UPDATES = 100, 600  # at least so many of both, by default
 # Cells of a batch's maps. Larger maps do not fit into the cache: prediction takes twice as long.
 CACHED_CELLS = 1_000_000
 LARGE_MAPS = 2**30  # bytes of all maps of a batch, from which on fit warns
@@ -108,8 +110,9 @@ class DCTransformerEstimator:
         beta=0.5,
         evolution_kernel_size=3,
         learnable=False,
+        differences=1,
         n_estimators=3,
-        n_epochs=100,
+        n_epochs=None,
         batch_size=16,
         micro_batch_size=None,
         lr=1e-3,
@@ -141,6 +144,7 @@ class DCTransformerEstimator:
         self.beta = beta
         self.evolution_kernel_size = evolution_kernel_size
         self.learnable = learnable
+        self.differences = differences
         self.n_estimators = n_estimators
         self.n_epochs = n_epochs
         self.batch_size = batch_size
@@ -171,11 +175,11 @@ class DCTransformerEstimator:
 
     def check_options(self) -> None:
         """Raises ValueError, naming the option, if one of the training is out of range."""
-        counts = ["n_estimators", "n_epochs", "batch_size", "patience"]
-        if self.micro_batch_size is not None:
-            counts.append("micro_batch_size")
-        for name in counts:
+        chosen = {"n_epochs", "micro_batch_size"}  # unless they are given
+        for name in ("n_estimators", "n_epochs", "batch_size", "micro_batch_size", "patience"):
             value = getattr(self, name)
+            if value is None and name in chosen:
+                continue
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value!r}")
         for name in ("lr", "clip_norm"):
@@ -195,14 +199,14 @@ class DCTransformerEstimator:
         seed = int(check_random_state(self.random_state).randint(2**31))
         return (*split_off(cases, self.validation_fraction, seed, labels), seed)
 
-    def series_at_once(self, length: int, layers: int) -> int:
+    def series_at_once(self, cases: int, length: int, layers: int) -> int:
         """Series of a batch whose gradients are computed at once.
 
         Warns if the maps of more would be large, or those of one are.
         """
         cells = self.num_heads * length**2 if self.attention_dim else 0
         series_bytes = 4 * cells * layers
-        wanted = min(self.batch_size, self.micro_batch_size or self.batch_size)
+        wanted = min(cases, self.batch_size, self.micro_batch_size or self.batch_size)
         if series_bytes * wanted <= LARGE_MAPS:
             return wanted
         about = (
@@ -231,14 +235,16 @@ class DCTransformerEstimator:
         `criterion` gives one loss per case.
         """
         training, validation, seed = split
-        self.preparation_ = Preparation.fit([X[index] for index in training])
+        self.preparation_ = Preparation.fit([X[index] for index in training], self.differences)
         cases = Cases(self.preparation_(X), targets)
         self.network_options_ = {
-            "in_channels": len(self.preparation_.mean),
+            "in_channels": self.preparation_.num_channels,
             "out_features": out_features,
             "max_length": max(case.shape[1] for case in X),
             **{name: getattr(self, name) for name in NETWORK_OPTIONS},
         }
+        updates = math.ceil(len(training) / self.batch_size)  # of an epoch
+        self.n_epochs_ = self.n_epochs or max(EPOCHS, math.ceil(UPDATES / updates))
         self.history_: List[Dict] = []
         members = [
             self.train_one(cases, training, validation, criterion, number, seed + number)
@@ -267,7 +273,7 @@ class DCTransformerEstimator:
         if len(validation):
             callbacks.append(("stopping", stopping))
         if self.lr_schedule == "cosine":
-            updates = self.n_epochs * math.ceil(len(data) / self.batch_size)
+            updates = self.n_epochs_ * math.ceil(len(data) / self.batch_size)
             cosine = torch.optim.lr_scheduler.CosineAnnealingLR
             callbacks.append(("schedule", LRScheduler(cosine, T_max=updates, step_every="batch")))
         if self.verbose:
@@ -283,9 +289,9 @@ class DCTransformerEstimator:
                 optimizer=torch.optim.AdamW,
                 optimizer__weight_decay=self.weight_decay,
                 lr=self.lr,
-                max_epochs=self.n_epochs,
+                max_epochs=self.n_epochs_,
                 batch_size=self.batch_size,
-                micro_batch_size=self.series_at_once(network.max_length, layers),
+                micro_batch_size=self.series_at_once(len(data), network.max_length, layers),
                 iterator_train__shuffle=True,
                 iterator_train__collate_fn=collate,
                 iterator_valid__collate_fn=collate,
@@ -362,9 +368,10 @@ class DCTransformerEstimator:
             "options": options,
             "network_options": self.network_options_,
             "members": len(self.network_.members) if isinstance(self.network_, Ensemble) else 1,
-            "channels": (self.preparation_.mean, self.preparation_.std),
+            "preparation": asdict(self.preparation_),
             "target": self.target_state(),
             "metadata": dict(self.metadata_),
+            "epochs": self.n_epochs_,
             "history": self.history_,
             "weights": dict(self.network_.state_dict()),
         }
@@ -392,10 +399,10 @@ class DCTransformerEstimator:
                 "before its read-out; fit and save it again"
             )
         estimator = cls(**{**saved["options"], "device": device})
-        estimator.preparation_ = Preparation(*saved["channels"])
+        estimator.preparation_ = Preparation(**saved["preparation"])
         estimator.metadata_, estimator.history_ = saved["metadata"], saved["history"]
         estimator.restore_target(saved["target"])
-        estimator.network_options_ = saved["network_options"]
+        estimator.network_options_, estimator.n_epochs_ = saved["network_options"], saved["epochs"]
         members = [DCTransformer(**saved["network_options"]) for _ in range(saved["members"])]
         estimator.network_ = estimator.combine(members).float().eval()
         estimator.network_.load_state_dict(saved["weights"])
@@ -438,23 +445,37 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
     interpolated.
 
     Args:
-        n_epochs: maximum number of epochs.
-        batch_size: series per batch.
-        lr: learning rate of Adam.
-        lr_schedule: "constant", or "cosine" to decrease it to 0 over `n_epochs`.
+        differences: orders of differences between neighbouring steps that are added as channels; 0
+            for none.
+        n_estimators: networks to train, which differ in their seed; their probabilities are
+            averaged.
+        n_epochs: passes over the training series; None means 100, or more if that gives fewer than
+            600 updates.
+        batch_size: series per update. A batch is padded to its longest series.
+        micro_batch_size: series whose gradients are computed at once and added up. It limits the
+            memory, and batch normalisation then sees only these series. None means the whole
+            batch, or as many as keep all maps of the network within 1 GiB, with a warning.
+        lr: learning rate of AdamW.
+        lr_schedule: "constant", or "cosine" to decrease it to 0 over all epochs.
+        weight_decay: of AdamW.
         clip_norm: gradients are clipped to this norm.
-        validation_fraction: fraction of the series that decides when to stop; 0 trains for
-            `n_epochs`.
+        validation_fraction: fraction of the series that is not trained on but decides when to
+            stop; 0 trains on all series for all epochs and keeps the last weights.
         patience: epochs without a lower validation loss after which training stops. The weights
             of the best epoch are kept.
-        device: "cpu", "cuda", ...; "auto" is the GPU if there is one.
+        device: "cpu", "cuda", ...; "auto" and None mean the GPU if there is one.
         verbose: show a progress bar and the losses.
         random_state: seed or numpy's RandomState; the same seed gives the same network on a CPU.
+        class_weight: weights of the classes in the loss, as in scikit-learn: a dict, "balanced" for
+            the inverse of their frequencies, or None.
 
     Attributes:
         classes_: the labels.
-        network_: the fitted network.
-        history_: a dict for each epoch: train_loss, valid_loss, dur, ...
+        network_: the fitted network, a :class:`~ea_aeon.network.DCTransformer`, or an
+            :class:`~ea_aeon.network.Ensemble` of several.
+        network_options_: the arguments of each :class:`~ea_aeon.network.DCTransformer`.
+        n_epochs_: the number of epochs that was chosen.
+        history_: a dict for each epoch of each network: member, train_loss, valid_loss, dur, ...
 
     Raises:
         ValueError: an argument is out of range, or series do not fit those of the training; the

@@ -1,7 +1,7 @@
 """Maps of EA-DC-Transformers for a time series: estimators and fairseq checkpoints."""
 
 from pathlib import Path
-from typing import Callable, List, Tuple
+from typing import List, Tuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from ea_aeon.data import Preparation, pad
 from evolving_attention import AttentionMap, collect_maps
 
 
-def load(path: Path) -> Tuple[nn.Module, Callable]:
+def load(path: Path) -> Tuple[nn.Module, Preparation]:
     """Loads the network of a saved estimator or fairseq checkpoint, and its preparation of series.
 
     Raises:
@@ -32,7 +32,7 @@ def load(path: Path) -> Tuple[nn.Module, Callable]:
     return load_checkpoint(path)
 
 
-def load_checkpoint(path: Path) -> Tuple[nn.Module, Callable]:
+def load_checkpoint(path: Path) -> Tuple[nn.Module, Preparation]:
     """The same for a checkpoint of fairseq-train."""
     from fairseq import checkpoint_utils
 
@@ -46,15 +46,14 @@ def load_checkpoint(path: Path) -> Tuple[nn.Module, Callable]:
         ) from error
     if not hasattr(models[0], "network"):
         raise ValueError(f"{path} holds {type(models[0]).__name__}, not an EA-DC-Transformer")
-    fitted = task.state.fitted
-    return models[0].network.eval(), Preparation(fitted["mean"], fitted["std"])
+    return models[0].network.eval(), task.preparation
 
 
 def look(
-    network: nn.Module, prepare: Callable, case: np.ndarray
+    network: nn.Module, prepare: Preparation, case: np.ndarray
 ) -> Tuple[Tensor, List[AttentionMap]]:
-    """The network's input, (channels, steps), and the maps of one forward pass."""
+    """The standardised series, (channels, steps), and the maps of one forward pass."""
     (series,) = prepare([case])
     with torch.no_grad(), collect_maps(network) as maps:
         network(**pad([series]))
-    return series.t(), maps
+    return series[:, : len(prepare.mean)].t(), maps  # without its differences

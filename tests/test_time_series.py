@@ -1,6 +1,7 @@
 """EA-DC-Transformer: the network's laws, its preparation of data, the estimators, the task."""
 
 import gzip
+import importlib
 import json
 import pickle
 import re
@@ -294,12 +295,14 @@ def test_recomputing_attention_changes_no_gradient():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"max_distance": 3}, {"readout": "flatten"}])
 def test_exported_and_compiled_networks(tmp_path, options):
     """torch.export, fullgraph compilation and ONNX, for other batches and lengths than exported."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    network = Ensemble([build(seed=seed, **options) for seed in (1, 2)], True).float().eval()
+    members = [build(seed=seed, num_blocks=2, **options) for seed in (1, 2)]
+    network = Ensemble(members, True).float().eval()
     example = torch.randn(4, 20, 3), torch.tensor([20, 7, 5, 20])
     other = torch.randn(5, 30, 3), torch.tensor([30, 2, 3, 4, 1])
     batch, steps = torch.export.Dim("batch", max=64), torch.export.Dim("steps", min=2, max=40)
@@ -436,10 +439,39 @@ def test_preparation_standardises_by_the_training_series():
     np.testing.assert_allclose(got.numpy(), expected.T, rtol=1e-5)
 
 
-def test_a_channel_that_never_changes():
+@pytest.mark.parametrize("differences", [0, 1])
+def test_a_channel_that_never_changes(differences):
     cases = [np.stack([np.full(7, 0.1), np.arange(7.0)])]
-    (prepared,) = Preparation.fit(cases)(cases)
-    assert prepared[:, 0].abs().max() < 1e-3 < prepared[:, 1].abs().max()
+    (prepared,) = Preparation.fit(cases, differences)(cases)
+    for channel in range(0, prepared.shape[1], 2):
+        assert prepared[:, channel].abs().max() < 1e-3 < prepared[:, channel + 1].abs().max()
+
+
+def test_differences_are_channels_of_unit_size():
+    rng = np.random.default_rng(0)
+    training = [rng.normal(5, [[3], [0.1]], (2, length)) for length in (40, 70, 10)]
+    training[0][1, 3] = np.nan
+    preparation = Preparation.fit(training, differences=2)
+    assert preparation.num_channels == 6
+    first, second = (
+        torch.cat([case[:, order : order + 2] for case in preparation(training)])
+        for order in (2, 4)
+    )
+    for changes in (first, second):
+        torch.testing.assert_close((changes**2).mean(0), torch.ones(2))
+    (case,) = preparation([np.array([[0.0, 1.0, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]])])
+    change, change_of_change = case[:, 2], case[:, 4]
+    torch.testing.assert_close(change / change[1], torch.tensor([0.0, 1.0, 2.0, 0.0]))
+    torch.testing.assert_close(
+        change_of_change / change_of_change[1], torch.tensor([0.0, 1.0, 1.0, -2.0])
+    )
+    assert case[:, [3, 5]].eq(0).all()
+
+
+@pytest.mark.parametrize("differences", [-1, 1.5, None])
+def test_bad_orders_of_differences_are_named(differences):
+    with pytest.raises(ValueError, match="differences must be 0 or more, got"):
+        Preparation.fit([np.zeros((1, 3))], differences)
 
 
 def test_missing_values_are_interpolated_and_the_input_stays_as_it_was():
@@ -560,7 +592,16 @@ def test_aeons_checks(check):
     check()
 
 
-FAST = {**SMALL, "n_epochs": 40, "batch_size": 8, "lr": 5e-3, "random_state": 1, "device": "cpu"}
+EXAMPLE = Path(__file__).parent.parent / "examples" / "time_series"
+FAST = {
+    **SMALL,
+    "n_estimators": 1,
+    "n_epochs": 40,
+    "batch_size": 8,
+    "lr": 5e-3,
+    "random_state": 1,
+    "device": "cpu",
+}
 
 
 @pytest.mark.slow
@@ -620,22 +661,31 @@ def test_regressor_learns_saves_and_loads(tmp_path):
 def test_the_table_of_the_example(tmp_path):
     make_dataset(tmp_path, "Bumps", train=16, test=8)
     make_dataset(tmp_path, "Heights", regression=True, train=16, test=8)
-    script = Path(__file__).parent.parent / "examples/time_series/run.py"
+    other = tmp_path / "other.json"
+    other.write_text("{}")
 
     def run(*arguments):
-        command = [sys.executable, script, "--folder", tmp_path, "--epochs", 1, "--seeds", 1, 2]
+        command = [sys.executable, EXAMPLE / "run.py", "--folder", tmp_path, "--epochs", 1]
         command += ["--option", "d_model=16", "--option", "attention_dim=8", *arguments]
         return subprocess.run(map(str, command), env=ONE_THREAD, capture_output=True, text=True)
 
     scores = tmp_path / "scores.json"
-    table = run("--json", scores, "--networks", "plain", "--", "Bumps", "Heights").stdout
-    row = r"\d\.\d{3} ± \d\.\d{3}"
-    assert re.search(rf"\| Bumps \| accuracy \| {row} \|\n\| Heights \| RMSE \| \d", table)
-    assert [len(x["plain"]) for x in json.loads(scores.read_text()).values()] == [2, 2]
+    few = ["--json", scores, "--methods", "evolving", "plain", "1-NN DTW"]
+    first = run(*few, "--seeds", 1, "--", "Bumps", "Heights").stdout
+    number, seconds = r"\d\.\d{3}", r", \d+ s"
+    assert re.search(rf"\| evolving \| {number}{seconds} \| {number}{seconds} \|", first)
+    assert "| | Bumps, accuracy | Heights, RMSE |" in first
+    both = run(*few, "--seeds", 1, 2, "--", "Bumps", "Heights").stdout
+    assert "6 of 10 trainings were finished before" in both
+    spread = rf"{number} ± {number}"
+    assert re.search(rf"\| plain \| {spread}{seconds} \|", both)
+    assert re.search(rf"\| evolving - plain \| [+-]{spread} \|", both)
+    assert re.search(rf"\| 1-NN DTW \| {number}{seconds} \|", both)  # has no seed
+    assert len(json.loads(scores.read_text())["records"]) == 10
     for arguments, message in (
         (["--", "Bumps", "None"], "no None_TRAIN.ts"),
-        (["--json", tmp_path, "--", "Bumps"], "is a folder; give the name of a file"),
-        (["--json", scores, "--", "Bumps"], "scores.json already exists; choose another name"),
+        (["--json", tmp_path, "--", "Bumps"], "not a file that examples/time_series/run.py wrote"),
+        (["--json", other, "--", "Bumps"], "not a file that examples/time_series/run.py wrote"),
         (
             ["--option", "kernel_size=a", "--", "Bumps"],
             "kernel_size must be 1 or more, got 'a'",
@@ -643,6 +693,20 @@ def test_the_table_of_the_example(tmp_path):
     ):
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (1, "") and message in done.stderr
+    assert other.read_text() == "{}"
+
+
+@pytest.mark.parametrize("script", ["run", "search"])
+def test_the_documents_have_the_tables_of_the_results(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    module = importlib.import_module(script)
+    try:
+        lines = module.table(module.read(EXAMPLE / f"{script}.json", module.SCRIPT))
+    finally:  # other tests may have modules of the same name
+        for name in (script, "jobs"):
+            sys.modules.pop(name)
+    assert len(lines) > 4
+    assert "\n".join(lines) in (EXAMPLE / "README.md").read_text(encoding="utf-8")
 
 
 def test_gradients_are_clipped():
@@ -998,7 +1062,7 @@ def test_fairseq_trains_resumes_and_validates_on_the_test_split(tmp_path, regres
     )
     model.eval()
     data = read("Made", "test", str(folder))
-    prepared = Preparation(task.state.fitted["mean"], task.state.fitted["std"])(data.series)
+    prepared = task.preparation(data.series)
     output = torch.cat([model(**pad([case])) for case in prepared]).detach()
     if regression:
         fitted = task.state.fitted

@@ -95,7 +95,7 @@ class EADCTransformerModel(BaseFairseqModel, StartsFromPlainWeights):
         same = inspect.signature(DCTransformer).parameters
         try:
             network = DCTransformer(
-                in_channels=task.num_channels,
+                in_channels=task.preparation.num_channels,
                 out_features=task.num_outputs,
                 max_length=task.max_length,
                 **{name: getattr(cfg, name) for name in same if hasattr(cfg, name)},

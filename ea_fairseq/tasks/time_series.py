@@ -1,7 +1,7 @@
 """``time_series``: classification and regression on data sets of the UEA, UCR and TSER archives."""
 
 from argparse import ArgumentParser
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Dict, List, Optional
 
 import numpy as np
@@ -13,7 +13,7 @@ from omegaconf import II, MISSING, OmegaConf
 from torch import Tensor
 
 if TYPE_CHECKING:  # aeon is installed only for time series
-    from ea_aeon.data import TimeSeries
+    from ea_aeon.data import Preparation, TimeSeries
 
 
 @dataclass
@@ -26,6 +26,13 @@ class TimeSeriesConfig(FairseqDataclass):
         metadata={
             "help": "folder of NAME/NAME_TRAIN.ts, NAME/NAME_TEST.ts, also .ts.gz (default: from "
             "aeon, which includes or downloads it)"
+        },
+    )
+    differences: int = field(
+        default=1,
+        metadata={
+            "help": "orders of differences between neighbouring steps that are added as channels, "
+            "0 for none (default: 1)"
         },
     )
     validation_fraction: float = field(
@@ -146,8 +153,9 @@ class TimeSeriesTask(FairseqTask):
 
         data = self.read("train")
         train = self.parts(data)["train"]
-        preparation = Preparation.fit([data.series[index] for index in train])
-        fitted = {"mean": preparation.mean, "std": preparation.std, "classes": None}
+        training = [data.series[index] for index in train]
+        preparation = Preparation.fit(training, self.cfg.differences)
+        fitted = {"preparation": asdict(preparation), "classes": None}
         fitted["max_length"] = max(case.shape[1] for case in data.series)
         if data.is_regression:
             targets = data.targets[train].astype(float)
@@ -162,17 +170,20 @@ class TimeSeriesTask(FairseqTask):
         return self.state.fitted["classes"] is None
 
     @property
-    def num_channels(self) -> int:
-        return len(self.state.fitted["mean"])
+    def preparation(self) -> "Preparation":
+        """What is done with a series before it is the network's input."""
+        from ea_aeon.data import Preparation
 
-    @property
-    def max_length(self) -> int:
-        """Steps of the longest series of the official training split."""
-        if "max_length" not in self.state.fitted:
+        if "preparation" not in self.state.fitted:
             raise ValueError(
                 "the checkpoint is of an earlier version, whose network had another activation "
                 "before its read-out; train again"
             )
+        return Preparation(**self.state.fitted["preparation"])
+
+    @property
+    def max_length(self) -> int:
+        """Steps of the longest series of the official training split."""
         return self.state.fitted["max_length"]
 
     @property
@@ -186,8 +197,6 @@ class TimeSeriesTask(FairseqTask):
             ValueError: there is no such split, it is empty, or its data do not fit those of the
                 training.
         """
-        from ea_aeon.data import Preparation
-
         if split not in ("train", "valid", "test"):
             raise ValueError(f"split must be train, valid or test, got {split!r}")
         data = self.read("test" if split == "test" else "train")
@@ -197,8 +206,7 @@ class TimeSeriesTask(FairseqTask):
                 f"--validation-fraction {self.cfg.validation_fraction} leaves no case to validate "
                 "on; increase it, or train with --disable-validation"
             )
-        fitted = self.state.fitted
-        preparation = Preparation(fitted["mean"], fitted["std"])
+        preparation = self.preparation
         self.datasets[split] = TimeSeriesDataset(
             preparation([data.series[index] for index in chosen]),
             self.targets(data.targets[chosen], data.is_regression),
