@@ -17,6 +17,7 @@ import common
 import growth
 import resnet
 import roberta
+import time_series
 import translation
 import vit
 from literal import LiteralEvolution, make_literal
@@ -58,6 +59,18 @@ TRANSLATION = (
             roberta,
             "--layers 2 --vocabulary 60 --sentences 2 --length 8",
             {"roberta_base, training, 2 sentences of 8 tokens": [*PLAIN_AND_OURS, "literal"]},
+        ),
+        (
+            time_series,
+            "--lengths 9 --batch-size 3",
+            {
+                "9 steps, 3 series at once": [
+                    "convolutions",
+                    "plain",
+                    "ours",
+                    "ours, checkpointing",
+                ]
+            },
         ),
         (
             growth,

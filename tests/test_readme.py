@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,7 +63,16 @@ def test_layers_of_ones_own():
 @pytest.mark.slow
 def test_a_classifier(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (text,) = (text for text in SERIES if "EADCTransformerClassifier" in text)
+    fit, export = SERIES
     names = {}
-    exec(text.replace("random_state=1", "random_state=1, n_epochs=2"), names)
-    assert names["classifier"].predict(names["X_test"]).shape == names["y_test"].shape
+    exec(fit.replace("random_state=1", "random_state=1, n_epochs=2"), names)
+    classifier, X_test = names["classifier"], list(names["X_test"][:, :, :60])
+    assert classifier.predict(X_test).shape == names["y_test"].shape
+    pytest.importorskip("onnxscript")
+    exec(export, names)
+    session = pytest.importorskip("onnxruntime").InferenceSession("motions.onnx")
+    given = names["pad"](classifier.preparation_(X_test))
+    (logits,) = session.run(None, {name: value.numpy() for name, value in given.items()})
+    np.testing.assert_array_equal(
+        classifier.classes_[logits.argmax(axis=1)], classifier.predict(X_test)
+    )
