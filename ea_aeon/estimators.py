@@ -27,7 +27,9 @@ from ea_aeon.data import Cases, Preparation, collate, pad, split_off
 from ea_aeon.network import DCTransformer, Ensemble
 
 SCHEDULES = ("constant", "cosine")
-EPOCHS, UPDATES = 100, 600  # at least so many of both, by default
+# Defaults: at least so many epochs and updates, and several networks if the series have few steps.
+EPOCHS, UPDATES = 100, 600
+ESTIMATORS, SHORT = 3, 100
 # Cells of a batch's maps. Larger maps do not fit into the cache: prediction takes twice as long.
 CACHED_CELLS = 1_000_000
 LARGE_MAPS = 2**30  # bytes of all maps of a batch, from which on fit warns
@@ -111,7 +113,7 @@ class DCTransformerEstimator:
         evolution_kernel_size=3,
         learnable=False,
         differences=1,
-        n_estimators=3,
+        n_estimators=None,
         n_epochs=None,
         batch_size=16,
         micro_batch_size=None,
@@ -175,7 +177,7 @@ class DCTransformerEstimator:
 
     def check_options(self) -> None:
         """Raises ValueError, naming the option, if one of the training is out of range."""
-        chosen = {"n_epochs", "micro_batch_size"}  # unless they are given
+        chosen = {"n_estimators", "n_epochs", "micro_batch_size"}  # unless they are given
         for name in ("n_estimators", "n_epochs", "batch_size", "micro_batch_size", "patience"):
             value = getattr(self, name)
             if value is None and name in chosen:
@@ -245,10 +247,12 @@ class DCTransformerEstimator:
         }
         updates = math.ceil(len(training) / self.batch_size)  # of an epoch
         self.n_epochs_ = self.n_epochs or max(EPOCHS, math.ceil(UPDATES / updates))
+        short = self.network_options_["max_length"] <= SHORT
+        self.n_estimators_ = self.n_estimators or (ESTIMATORS if short else 1)
         self.history_: List[Dict] = []
         members = [
             self.train_one(cases, training, validation, criterion, number, seed + number)
-            for number in range(self.n_estimators)
+            for number in range(self.n_estimators_)
         ]
         self.network_ = self.combine(members).eval()
 
@@ -367,7 +371,7 @@ class DCTransformerEstimator:
             "estimator": type(self).__name__,
             "options": options,
             "network_options": self.network_options_,
-            "members": len(self.network_.members) if isinstance(self.network_, Ensemble) else 1,
+            "estimators": self.n_estimators_,
             "preparation": asdict(self.preparation_),
             "target": self.target_state(),
             "metadata": dict(self.metadata_),
@@ -402,8 +406,9 @@ class DCTransformerEstimator:
         estimator.preparation_ = Preparation(**saved["preparation"])
         estimator.metadata_, estimator.history_ = saved["metadata"], saved["history"]
         estimator.restore_target(saved["target"])
-        estimator.network_options_, estimator.n_epochs_ = saved["network_options"], saved["epochs"]
-        members = [DCTransformer(**saved["network_options"]) for _ in range(saved["members"])]
+        estimator.network_options_ = saved["network_options"]
+        estimator.n_estimators_, estimator.n_epochs_ = saved["estimators"], saved["epochs"]
+        members = [DCTransformer(**saved["network_options"]) for _ in range(saved["estimators"])]
         estimator.network_ = estimator.combine(members).float().eval()
         estimator.network_.load_state_dict(saved["weights"])
         estimator.is_fitted = True
@@ -448,7 +453,7 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
         differences: orders of differences between neighbouring steps that are added as channels; 0
             for none.
         n_estimators: networks to train, which differ in their seed; their probabilities are
-            averaged.
+            averaged. None means 3, or 1 if series have more than 100 steps.
         n_epochs: passes over the training series; None means 100, or more if that gives fewer than
             600 updates.
         batch_size: series per update. A batch is padded to its longest series.
@@ -474,7 +479,7 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
         network_: the fitted network, a :class:`~ea_aeon.network.DCTransformer`, or an
             :class:`~ea_aeon.network.Ensemble` of several.
         network_options_: the arguments of each :class:`~ea_aeon.network.DCTransformer`.
-        n_epochs_: the number of epochs that was chosen.
+        n_estimators_, n_epochs_: the numbers that were chosen.
         history_: a dict for each epoch of each network: member, train_loss, valid_loss, dur, ...
 
     Raises:

@@ -830,6 +830,21 @@ def test_an_ensemble_averages_probabilities_or_numbers():
     torch.testing.assert_close(regressor.network_(*given), (members[0] + members[1]) / 2)
 
 
+@pytest.mark.parametrize(
+    ("updates", "epochs", "steps", "estimators"), [(8, 3, 9, 3), (2, 2, 10, 3), (2, 2, 11, 1)]
+)
+def test_default_numbers_of_epochs_and_networks(monkeypatch, updates, epochs, steps, estimators):
+    monkeypatch.setattr("ea_aeon.estimators.EPOCHS", 2)
+    monkeypatch.setattr("ea_aeon.estimators.UPDATES", updates)
+    monkeypatch.setattr("ea_aeon.estimators.SHORT", 10)
+    X = random_series(steps=steps)
+    classifier = fitted(X, n_epochs=None, n_estimators=None, batch_size=4)  # 12 series
+    assert (classifier.n_epochs_, classifier.n_estimators_) == (epochs, estimators)
+    assert len(classifier.history_) == epochs * estimators
+    given = classifier.get_params()
+    assert (given["n_epochs"], given["n_estimators"]) == (None, None)
+
+
 def test_parts_of_a_batch_add_up_to_its_gradients():
     """Without batch normalisation over the batch, they are the same up to rounding."""
     options = {**SMALL, "max_length": 9, "dropout": 0.0}
