@@ -2,6 +2,7 @@
 
 import gzip
 import importlib
+import inspect
 import json
 import pickle
 import re
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 
 from ea_aeon import EADCTransformerClassifier, EADCTransformerRegressor
 from ea_aeon.data import Preparation, collate, pad, read, split_off
-from ea_aeon.estimators import MicroBatchedNet
+from ea_aeon.estimators import NETWORK_OPTIONS, MicroBatchedNet
 from ea_aeon.network import (
     CausalConv,
     DCTransformer,
@@ -33,6 +34,8 @@ from ea_aeon.network import (
     MaskedBatchNorm,
     RelativeLogits,
 )
+from ea_fairseq.models.ea_dc_transformer import EADCTransformerConfig
+from ea_fairseq.tasks.time_series import TimeSeriesConfig
 from evolving_attention import AttentionEvolution, collect_maps, reference
 
 SMALL = {"d_model": 16, "ffn_dim": 16, "num_blocks": 3, "num_heads": 2, "attention_dim": 4}
@@ -807,6 +810,8 @@ def fitted(X=None, y=None, **options):
     """A classifier that was trained a little."""
     if X is None:
         X, y = make_example_3d_numpy(n_cases=12, n_channels=2, n_timepoints=9, random_state=0)
+    if y is None:
+        y = np.arange(len(X)) % 2
     return EADCTransformerClassifier(**{**QUICK, "random_state": 1, **options}).fit(X, y)
 
 
@@ -828,6 +833,18 @@ def test_an_ensemble_averages_probabilities_or_numbers():
     regressor.fit(X, np.arange(12.0))
     members = [member(*given) for member in regressor.network_.members]
     torch.testing.assert_close(regressor.network_(*given), (members[0] + members[1]) / 2)
+
+
+def test_defaults_are_the_same_everywhere():
+    network = inspect.signature(DCTransformer).parameters
+    estimator = EADCTransformerClassifier().get_params()
+    fairseqs = vars(EADCTransformerConfig())
+    renamed = {name: f"ea_{name}" for name in ("alpha", "beta", "learnable")}
+    renamed["evolution_kernel_size"] = "ea_kernel_size"
+    for name in NETWORK_OPTIONS:
+        default = fairseqs[renamed.get(name, name)]
+        assert estimator[name] == network[name].default == default, name
+    assert estimator["differences"] == TimeSeriesConfig().differences
 
 
 @pytest.mark.parametrize(
@@ -919,11 +936,11 @@ def test_progress_in_a_notebook_without_widgets(monkeypatch, capsys):
 
 @pytest.mark.parametrize("validation_fraction", [0, 0.3])
 def test_a_fitted_network_does_not_train_on(tmp_path, validation_fraction):
-    classifier = fitted(validation_fraction=validation_fraction)
+    X, classifier = random_series(), fitted(validation_fraction=validation_fraction)
     classifier.save(tmp_path / "classifier.pt")
     for one in (classifier, EADCTransformerClassifier.load(tmp_path / "classifier.pt")):
         assert not any(module.training for module in one.network_.modules())
-        given = torch.randn(2, 9, 2), torch.tensor([9, 4])
+        given = tuple(pad(one.preparation_([X[0], X[1][:, :4]])).values())
         before = one.network_(*given)
         with collect_maps(one.network_) as maps:
             one.network_(*given)

@@ -27,19 +27,19 @@ class EADCTransformerConfig(EvolutionConfig):
         default=0.5,
         metadata={"help": "weight of the convolution over the map, 0 to 1 (default: 0.5)"},
     )
-    d_model: int = field(default=128, metadata={"help": "width of the network (default: 128)"})
+    d_model: int = field(default=64, metadata={"help": "width of the network (default: 64)"})
     ffn_dim: int = field(
-        default=256, metadata={"help": "width inside the feed-forward networks (default: 256)"}
+        default=128, metadata={"help": "width inside the feed-forward networks (default: 128)"}
     )
     num_blocks: int = field(
         default=4,
         metadata={"help": "blocks; the dilation doubles from block to block (default: 4)"},
     )
-    num_heads: int = field(default=8, metadata={"help": "attention heads (default: 8)"})
+    num_heads: int = field(default=2, metadata={"help": "attention heads (default: 2)"})
     attention_dim: int = field(
-        default=32,
+        default=16,
         metadata={
-            "help": "channels that attention computes, 0 for only convolutions (default: 32)"
+            "help": "channels that attention computes, 0 for only convolutions (default: 16)"
         },
     )
     key_dim: Optional[int] = field(
