@@ -12,7 +12,7 @@ import torch
 
 from evolving_attention.commands import DataError, whole_or_not_at_all
 
-Record = Dict[str, Any]  # of one job: what it is, its score and its duration
+Record = Dict[str, Any]  # of one job: what it is, its score and its seconds of processor time
 
 
 def machine() -> Dict[str, str]:
@@ -60,9 +60,9 @@ def run(
         print(f"{len(jobs) - len(left)} of {len(jobs)} trainings were finished before", flush=True)
     start = time.monotonic()
     for number, name in enumerate(left, 1):
-        begin = time.monotonic()
+        begin, busy = time.monotonic(), time.process_time()
         record = jobs[name]()
-        record["seconds"] = round(time.monotonic() - begin, 1)
+        record["seconds"] = round(time.process_time() - busy, 1)
         known[name] = {**record, "machine": machine()}
         if path:
             content = {"script": script, "records": list(known.values())}
@@ -71,7 +71,7 @@ def run(
         rest = (time.monotonic() - start) / number * (len(left) - number)
         print(
             f"{number}/{len(left)} {record['name']}: {record['score']:.3f} "
-            f"({record['seconds']:.0f} s; about {rest / 60:.0f} minutes left)",
+            f"({time.monotonic() - begin:.0f} s; about {rest / 60:.0f} minutes left)",
             flush=True,
         )
     return [known[name] for name in jobs]

@@ -98,7 +98,8 @@ def score(task: Task, folder: Optional[str], fold: int, options: Dict[str, Any])
     rest = np.setdiff1d(order, drawn)
     classifier = EADCTransformerClassifier(random_state=fold, device="cpu", **options)
     classifier.fit([series[index] for index in drawn], data.targets[drawn])
-    predictions = classifier.predict([series[index] for index in rest])
+    longest = max(series[index].shape[1] for index in drawn)  # the most that flatten can read
+    predictions = classifier.predict([series[index][:, :longest] for index in rest])
     return float(np.mean(predictions == data.targets[rest]))
 
 
@@ -122,21 +123,18 @@ def key(record: Record) -> Hashable:
 def table(records: List[Record]) -> List[str]:
     """One row per variant, best first; each cell is the mean of the draws."""
     means: Dict[str, List[float]] = {}
-    seconds: Dict[str, float] = {}
     for (variant,), found in by(records, "variant").items():
         tasks = by(found, "task")
         if len(found) < len(TASKS) * len(FOLDS):
             continue  # not finished
         means[variant] = [statistics.mean(x["score"] for x in tasks[name,]) for name in TASKS]
-        seconds[variant] = sum(x["seconds"] for x in found)
     rows = sorted(means, key=lambda variant: -statistics.mean(means[variant]))
     return [
-        f"| | mean | {' | '.join(TASKS)} | time |",
-        f"|---|---:|{'---:|' * len(TASKS)}---:|",
+        f"| | mean | {' | '.join(TASKS)} |",
+        f"|---|---:|{'---:|' * len(TASKS)}",
         *(
             f"| {variant} | {statistics.mean(means[variant]):.3f} | "
-            f"{' | '.join(f'{value:.3f}' for value in means[variant])} | "
-            f"{seconds[variant] / 60:.0f} min |"
+            f"{' | '.join(f'{value:.3f}' for value in means[variant])} |"
             for variant in rows
         ),
     ]
