@@ -75,8 +75,6 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
     "learning rate 3e-3": {"lr": 3e-3},
     "dropout 0.3": {"dropout": 0.3},
     "alpha 0.1, beta 0.1": {"alpha": 0.1, "beta": 0.1},
-    "second differences": {"differences": 2},
-    "width 128": {"d_model": 128, "ffn_dim": 256, "attention_dim": 32},
 }
 
 
