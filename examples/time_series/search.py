@@ -56,6 +56,7 @@ FOLDS = (1, 2)
 BASE = {"n_epochs": 100, "n_estimators": 1}  # less than the defaults train, to save time
 VARIANTS: Dict[str, Dict[str, Any]] = {
     "base": {},
+    "the defaults": {"n_epochs": None, "n_estimators": None},
     "4 heads": {"num_heads": 4},
     "plain attention": {"alpha": 0.0, "beta": 0.0},
     "convolutions only": {"attention_dim": 0},
@@ -84,8 +85,13 @@ def shorter(case: np.ndarray, step: int) -> np.ndarray:
     return case[:, :length].reshape(len(case), -1, step).mean(axis=2)
 
 
-def score(task: Task, folder: Optional[str], fold: int, options: Dict[str, Any]) -> float:
-    """Accuracy on the cases that a draw by `fold` leaves."""
+def score(
+    task: Task, folder: Optional[str], fold: int, options: Dict[str, Any]
+) -> Dict[str, float]:
+    """Accuracy on the cases that a draw by `fold` leaves.
+
+    `single` is the mean accuracy of the networks of an ensemble, one by one.
+    """
     data = read_series(task.data, "train", None if (BUNDLED / task.data).is_dir() else folder)
     series = [shorter(case, task.step) for case in data.series]
     order = np.random.default_rng(fold).permutation(len(series))
@@ -97,8 +103,12 @@ def score(task: Task, folder: Optional[str], fold: int, options: Dict[str, Any])
     classifier = EADCTransformerClassifier(random_state=fold, device="cpu", **options)
     classifier.fit([series[index] for index in drawn], data.targets[drawn])
     longest = max(series[index].shape[1] for index in drawn)  # the most that flatten can read
-    predictions = classifier.predict([series[index][:, :longest] for index in rest])
-    return float(np.mean(predictions == data.targets[rest]))
+    networks = [classifier.network_, *getattr(classifier.network_, "members", [])]
+    scores = []
+    for classifier.network_ in networks:
+        predictions = classifier.predict([series[index][:, :longest] for index in rest])
+        scores.append(float(np.mean(predictions == data.targets[rest])))
+    return {"score": scores[0], "single": statistics.mean(scores[1:] or scores)}
 
 
 def job(variant: str, name: str, folder: Optional[str], fold: int) -> Record:
@@ -110,7 +120,7 @@ def job(variant: str, name: str, folder: Optional[str], fold: int) -> Record:
         "options": options,
         "task": name,
         "fold": fold,
-        "score": score(TASKS[name], folder, fold, options),
+        **score(TASKS[name], folder, fold, options),
     }
 
 
@@ -125,7 +135,11 @@ def table(records: List[Record]) -> List[str]:
         tasks = by(found, "task")
         if len(found) < len(TASKS) * len(FOLDS):
             continue  # not finished
-        means[variant] = [statistics.mean(x["score"] for x in tasks[name,]) for name in TASKS]
+        for kind, about in (("score", ""), ("single", ", each network by itself")):
+            if kind == "score" or variant == "the defaults":
+                means[variant + about] = [
+                    statistics.mean(x[kind] for x in tasks[name,]) for name in TASKS
+                ]
     rows = sorted(means, key=lambda variant: -statistics.mean(means[variant]))
     return [
         f"| | mean | {' | '.join(TASKS)} |",
