@@ -740,7 +740,7 @@ def test_early_stopping_keeps_the_best_weights(tmp_path):
     make_dataset(tmp_path, "Bumps")
     train = read("Bumps", "train", str(tmp_path))
     train.targets[::5] = "down"  # nothing to be learned from
-    options = {**FAST, "n_epochs": 60, "patience": 3, "lr": 0.02}
+    options = {**FAST, "n_epochs": 60, "patience": 3, "lr": 0.02, "validation_fraction": 0.2}
     classifier = EADCTransformerClassifier(**options).fit(train.series, train.targets)
     losses = [epoch["valid_loss"] for epoch in classifier.history_]
     assert len(losses) < 60
