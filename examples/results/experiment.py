@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 Options = Dict[str, Any]  # of the evolving attention: alpha, beta, kernel_size, ...
 
+WEIGHTS = "checkpoint_last.pt"  # what a training writes to its folder
 PLAIN: Options = {"alpha": 0.0, "beta": 0.0}
 
 
@@ -64,7 +65,7 @@ class Experiment:
         raise NotImplementedError
 
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
-        """Trains once. `run` is an empty folder for logs and checkpoints."""
+        """Trains once. `run` is an empty folder for logs and for the weights, :data:`WEIGHTS`."""
         raise NotImplementedError
 
 

@@ -14,14 +14,15 @@ import dataclasses
 import json
 import platform
 import resource
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
-from experiment import Experiment, ExperimentError
+from experiment import WEIGHTS, Experiment, ExperimentError
 from experiments import EXPERIMENTS
 
 import evolving_attention
@@ -34,6 +35,12 @@ Job = Tuple[Experiment, str, int]  # its setting and seed
 def path_of(folder: Path, job: Job) -> Path:
     experiment, setting, seed = job
     return folder / experiment.name / f"{setting}-seed{seed}.json"
+
+
+def kept(folder: Path, job: Job) -> Path:
+    """Where --keep puts the weights of a job."""
+    experiment, setting, seed = job
+    return folder / f"{experiment.name}-{setting}-seed{seed}.pt"
 
 
 def machine() -> Dict[str, str]:
@@ -57,8 +64,8 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def run(job: Job, data: Path, work: Path, folder: Path) -> None:
-    """Runs one job and writes its JSON file."""
+def run(job: Job, data: Path, work: Path, folder: Path, keep: Optional[Path]) -> None:
+    """Runs one job, copies its weights to the folder `keep`, and writes its JSON file."""
     experiment, setting, seed = job
     options = experiment.settings[setting]
     experiment.prepare(data, work)
@@ -66,6 +73,11 @@ def run(job: Job, data: Path, work: Path, folder: Path) -> None:
         before = cpu_seconds()
         try:
             result = experiment.train(options, seed, work, Path(name))
+            if keep is not None:
+                path = kept(keep, job)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with whole_or_not_at_all(path) as part:
+                    shutil.copyfile(Path(name) / WEIGHTS, part)
         except ExperimentError as error:  # the log goes with the folder
             logs = sorted(Path(name).glob("*.log"), key=lambda path: path.stat().st_mtime)
             tail = "".join(logs[-1].read_text().splitlines(keepends=True)[-20:]) if logs else ""
@@ -95,6 +107,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", help="default: all of the experiment")
     parser.add_argument("--work", type=Path, default=Path("results-work"), help="prepared data")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--keep", type=Path, help="folder for the weights after each training")
     args = parser.parse_args()
     jobs: List[Job] = []
     for name in args.experiments:
@@ -108,6 +121,10 @@ def main() -> None:
         for seed in args.seeds or experiment.seeds:
             jobs += [(experiment, setting, seed) for setting in settings]
     left = [job for job in jobs if not path_of(args.out, job).exists()]
+    if args.keep is not None:
+        for job in left:
+            if kept(args.keep, job).exists():
+                parser.error(f"--keep: {kept(args.keep, job)} already exists; give another folder")
     args.work.mkdir(parents=True, exist_ok=True)
     print(f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done before", flush=True)
     start = time.monotonic()
@@ -115,7 +132,7 @@ def main() -> None:
         experiment, setting, seed = job
         print(f"{number}/{len(left)}: {experiment.name}, {setting}, seed {seed}", flush=True)
         try:
-            run(job, args.data.resolve(), args.work.resolve(), args.out)
+            run(job, args.data.resolve(), args.work.resolve(), args.out, args.keep)
         except ExperimentError as error:
             sys.exit(f"run.py: error: {error}")
         minutes = (time.monotonic() - start) / 60

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List
 
-from experiment import ROOT, Experiment, ExperimentError, Options, Result, python
+from experiment import ROOT, WEIGHTS, Experiment, ExperimentError, Options, Result, python
 
 TESTS = ("test_2016_flickr", "test_2017_flickr")  # of Multi30k
 
@@ -37,7 +37,7 @@ class FairseqExperiment(Experiment):
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         fairseq_train = ["-m", "fairseq_cli.train", self.data_bin(work)]
         fairseq_train += ["--user-dir", ROOT / "ea_fairseq", "--seed", seed, *self.recipe.split()]
-        start = work / f"{self.name}-start{seed}" / "checkpoint_last.pt"
+        start = work / f"{self.name}-start{seed}" / WEIGHTS
         if not start.exists():
             once = "--max-update 1 --lr 1e-30 --disable-validation --no-epoch-checkpoints".split()
             once += ["--arch", self.plain_arch, "--save-dir", start.parent]
@@ -109,7 +109,7 @@ class Translation(FairseqExperiment):
         from sacrebleu import corpus_bleu
 
         given = ["-m", "fairseq_cli.generate", self.data_bin(work), "--gen-subset", subset]
-        given += ["--user-dir", ROOT / "ea_fairseq", "--path", run / "checkpoint_last.pt", "--cpu"]
+        given += ["--user-dir", ROOT / "ea_fairseq", "--path", run / WEIGHTS, "--cpu"]
         given += "--batch-size 64 --required-batch-size-multiple 1 --beam 5 --remove-bpe".split()
         given += "--source-lang de --target-lang en --tokenizer moses".split()
         log = python(given, run / f"{subset}.log")

@@ -8,7 +8,7 @@ from typing import Any, Dict, Tuple
 
 import timm
 import torch
-from experiment import Experiment, ExperimentError, Options, Result
+from experiment import WEIGHTS, Experiment, ExperimentError, Options, Result
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -71,6 +71,7 @@ class Images(Experiment):
             with (run / "train.log").open("a") as log:
                 log.write(f"epoch {epoch}: test loss {loss:.4f}, accuracy {accuracy:.2f}\n")
         seconds = time.perf_counter() - start - testing
+        torch.save(model.state_dict(), run / WEIGHTS)
         return Result(dict(zip(self.scores, (accuracy, -loss), strict=True)), curve, seconds)
 
     def build(self, options: Options, seed: int) -> nn.Module:
