@@ -3,6 +3,7 @@
 Each check raises ValueError, naming the argument and what would be right.
 """
 
+import math
 from numbers import Integral, Real
 from typing import Optional, Union
 
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 WINDOWS = ("bidirectional", "causal", "cross")
+# Masks that are added to logits, or written in their place, are -inf, the lowest number of a dtype,
+# -1e9 or -1e4. A sum with -1e4 may lie a little higher.
+MASKED = -9e3
 
 
 def check_maps(attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Tensor]) -> None:
@@ -52,6 +56,52 @@ def expands_to(mask: Tensor, attn_logits: Tensor) -> bool:
     return True
 
 
+def can_be_read(attn_logits: Tensor) -> bool:
+    """Whether values can be looked at: the tensor holds some, and no operation is being recorded.
+
+    Python is asked for the type, since torch.fx traces with objects that only look like tensors.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return False
+    if type(attn_logits) is not Tensor or attn_logits.is_meta or attn_logits.numel() == 0:
+        return False
+    if attn_logits.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    return not (
+        torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def check_unmasked(
+    attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Tensor], learnable: bool
+) -> None:
+    """The maps do not hold the low numbers that mask logits for a softmax.
+
+    The convolution would spread these over the map. Where `mask` is True they do no harm, apart
+    from the gradient of a learned alpha, which -inf makes NaN. Only the first and the last query
+    are looked at, so that this takes no time: padding, the future and windows hide keys from at
+    least one of them. Numbers as large above 0 show that it is the training that has diverged.
+    """
+    for name, logits in (
+        ("attn_logits", attn_logits),
+        ("prev_attn_logits", prev_attn_logits),
+    ):
+        step = max(1, logits.size(2) - 1)
+        ends = logits.detach()[:, :, ::step]  # (B, H, 2, S)
+        lowest = ends.amin().item()
+        if not lowest <= MASKED:
+            continue
+        if mask is not None and not (learnable and math.isinf(lowest)):
+            ends = ends.masked_fill(mask.expand(logits.shape)[:, :, ::step], 0.0)
+            lowest = ends.amin().item()
+        if lowest <= MASKED and ends.amax().item() < -MASKED:
+            raise ValueError(
+                f"{name} must not be masked yet, but holds {lowest:g}: pass the logits as they are "
+                "before a mask; tell which cells do not exist by mask=... (bool, True: no cell); "
+                "and mask the result for the softmax, but not the map that you hand on"
+            )
+
+
 def check_heads(attn_logits: Tensor, num_heads: int) -> None:
     """The map has as many heads as the layer."""
     if attn_logits.dim() == 4 and attn_logits.size(1) != num_heads:
@@ -63,9 +113,21 @@ def check_heads(attn_logits: Tensor, num_heads: int) -> None:
 
 def check_rows(rows: Tensor, count: int, a_in: Tensor) -> None:
     """The rows kept from earlier steps fit the kernel and the map."""
-    if rows.size(2) != count or rows.size(3) > a_in.size(3):
+    batch, heads, keys = a_in.size(0), a_in.size(1), a_in.size(3)
+    if (
+        rows.dim() != 4
+        or rows.size(0) != batch
+        or rows.size(1) != heads
+        or rows.size(2) != count
+        or rows.size(3) > keys
+    ):
         raise ValueError(
-            f"rows must be (batch, heads, {count}, {a_in.size(3)} or fewer), got {rows.shape}"
+            f"rows must be (batch, heads, K - 1, keys) = ({batch}, {heads}, {count}, {keys} or "
+            f"fewer), got {rows.shape}: they are what step() returned, reordered with the cache"
+        )
+    if rows.dtype != a_in.dtype:
+        raise ValueError(
+            f"rows has dtype {rows.dtype}, the map {a_in.dtype}: they must be the same"
         )
 
 

@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evolving_attention import cpu
-from evolving_attention.checks import check_maps, check_weights, check_window, in_graph
+from evolving_attention.checks import (
+    can_be_read,
+    check_maps,
+    check_unmasked,
+    check_weights,
+    check_window,
+    in_graph,
+)
 
 
 def evolve(
@@ -26,7 +33,7 @@ def evolve(
     """Evolves a layer's attention map from that of the previous layer (paper, section 3).
 
     Args:
-        attn_logits: this layer's logits before the softmax, scaled, (B, H, T, S); finite.
+        attn_logits: this layer's logits before mask and softmax, scaled, (B, H, T, S); finite.
         prev_attn_logits: the map that the previous layer handed on, same shape and dtype.
         weight: (H, H, K, K), K odd; None for no convolution.
         bias: (H,).
@@ -36,7 +43,8 @@ def evolve(
             for a decoder's self-attention) or "cross" (current and earlier queries, centred
             keys, for encoder-decoder attention).
         mask: bool, broadcastable to (B, H, T, S); True where a cell does not exist, because
-            its query or key is padding or its key lies in the query's future.
+            its query or key is padding or its key lies in the query's future. Logits that are
+            masked by -inf or -1e9 instead are an error, which eager mode reports.
 
     Returns:
         The evolved map before the softmax, (B, H, T, S), finite everywhere. The softmax still
@@ -48,6 +56,8 @@ def evolve(
     check_maps(attn_logits, prev_attn_logits, mask)
     check_weights(weight, bias, alpha, beta, attn_logits.size(1))
     check_window(window)
+    if can_be_read(attn_logits):
+        check_unmasked(attn_logits, prev_attn_logits, mask, isinstance(alpha, Tensor))
     a_in = mix(attn_logits, prev_attn_logits, alpha, mask)
     return refine(a_in, weight, bias, beta, window)
 
@@ -82,7 +92,7 @@ def refine(
     `rows` (B, H, K - 1, S) are the K - 1 rows that precede A_in, zeros if None. They are valid only
     for windows that read no later rows ("causal", "cross").
     """
-    if weight is None or bias is None:
+    if weight is None or bias is None or is_empty(a_in):
         return a_in.contiguous()
     bordered, padding = add_border(a_in, weight.size(3), window, rows)
     refined = relu_conv(bordered, weight, bias, padding)  # (B, H, T, S)
@@ -129,6 +139,13 @@ def add_border(
     if rows is not None:
         a_in, top = torch.cat([rows, a_in], dim=2), 0  # (B, H, K - 1 + T, S)
     return F.pad(a_in, (left, reach - left, top, 0)), (0, 0)  # (B, H, T + K - 1, S + K - 1)
+
+
+def is_empty(a_in: Tensor) -> bool:
+    """Whether there are no queries or no keys, which conv2d refuses; a graph does not ask."""
+    if not torch.jit.is_scripting() and in_graph():
+        return False
+    return a_in.size(2) == 0 or a_in.size(3) == 0
 
 
 def is_fixed_at(number: float, weight: Union[float, Tensor]) -> bool:

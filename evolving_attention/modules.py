@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evolving_attention.checks import (
+    can_be_read,
     check_count,
     check_flag,
     check_heads,
     check_maps,
     check_options,
     check_rows,
+    check_unmasked,
     check_window,
 )
 from evolving_attention.functional import mix, refine
@@ -58,6 +60,7 @@ class AttentionEvolution(nn.Module):
         ValueError: an argument out of range; the message names it.
     """
 
+    checked = False  # whether the values of a call were
     learnable: Final[bool]
     num_heads: Final[int]
     window: Final[str]
@@ -129,6 +132,8 @@ class AttentionEvolution(nn.Module):
         """
         check_heads(attn_logits, self.num_heads)
         check_maps(attn_logits, prev_attn_logits, mask)
+        if not torch.jit.is_scripting():
+            self.check_values(attn_logits, prev_attn_logits, mask)
         alpha, beta = self.mixing_weights(attn_logits)
         a_in = mix(attn_logits, prev_attn_logits, alpha, mask)
         return refine(a_in, self.weight, self.bias, beta, self.window if window is None else window)
@@ -143,15 +148,18 @@ class AttentionEvolution(nn.Module):
         """The evolved map of the next T queries, (B, H, T, S), for incremental decoding.
 
         Also takes and returns the last K - 1 rows of A_in, (B, H, K - 1, S or fewer), which are
-        None at the start and without convolution. The steps together equal :meth:`forward` over
-        the whole map.
+        None at the start and without convolution. They belong to the cache of a decoder and must
+        be reordered with it. The steps together equal :meth:`forward` over the whole map.
 
         Raises:
             ValueError: as in :func:`evolving_attention.evolve`; or the module's window reads later
-                rows; or `rows` belong to another kernel size or have more keys than the map.
+                rows; or `rows` belong to another kernel size, batch, number of heads or dtype, or
+                have more keys than the map.
         """
         check_heads(attn_logits, self.num_heads)
         check_maps(attn_logits, prev_attn_logits, mask)
+        if not torch.jit.is_scripting():
+            self.check_values(attn_logits, prev_attn_logits, mask)
         if self.window == "bidirectional":
             raise ValueError(
                 "window must be causal or cross for step(): bidirectional reads later rows"
@@ -168,7 +176,21 @@ class AttentionEvolution(nn.Module):
         rows = F.pad(rows, (0, a_in.size(3) - rows.size(3)))  # (B, H, K - 1, S)
         evolved = refine(a_in, self.weight, self.bias, beta, self.window, rows)
         rows = torch.cat([rows, a_in], dim=2)  # (B, H, K - 1 + T, S)
-        return evolved, rows[:, :, rows.size(2) - count :]  # the last K - 1
+        # The last K - 1, as a copy: a view would keep all of A_in in memory.
+        return evolved, rows[:, :, rows.size(2) - count :].clone()
+
+    @torch.jit.unused
+    def check_values(
+        self, attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Tensor]
+    ) -> None:
+        """Raises ValueError if the maps are masked, see :func:`checks.check_unmasked`.
+
+        Graphs are never checked. Elsewhere than on a CPU, reading a value waits for the device, so
+        only a layer's first call is checked.
+        """
+        if can_be_read(attn_logits) and (attn_logits.is_cpu or not self.checked):
+            check_unmasked(attn_logits, prev_attn_logits, mask, self.learnable)
+            self.checked = True
 
     def mixing_weights(self, like: Tensor) -> Tuple[Union[float, Tensor], Union[float, Tensor]]:
         """alpha and beta for use: numbers, or tensors of `like`'s dtype if learnable."""

@@ -294,7 +294,7 @@ def test_bad_maps():
     decoding = AttentionEvolution(HEADS, 0.1, 0.1, window="causal").double()
     keys = logits.size(3)
     for rows in (logits[:, :, :1], logits.new_zeros(*logits.shape[:2], 2, keys + 1)):
-        with pytest.raises(ValueError, match=rf"rows must be \(batch, heads, 2, {keys} or fewer"):
+        with pytest.raises(ValueError, match=rf"rows must be .*2, {keys} or fewer"):
             decoding.step(logits, prev, None, rows)
     with pytest.raises(ValueError, match="window must be one of"):
         evolve(logits, prev, None, None, 0.1, 0.0, window="round")
@@ -496,3 +496,143 @@ def test_without_gradients_equals_with(window, alpha, beta, learnable, mask_shap
         alone = module(*(x[4:5] for x in maps), cells)
     torch.testing.assert_close(alone, expected[4:5], atol=1e-6, rtol=1e-5)
     assert all(map(torch.equal, maps, given))
+
+
+LOWEST = {dtype: torch.finfo(dtype).min for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+FUTURE = torch.ones(QUERIES, QUERIES, dtype=torch.bool).triu(1)
+PADDING = torch.zeros(BATCH, 1, 1, QUERIES, dtype=torch.bool)
+PADDING[1, ..., 4:] = True
+
+
+@pytest.mark.parametrize("masks", [FUTURE, PADDING, PADDING.flip(3), PADDING | FUTURE])
+@pytest.mark.parametrize("dtype", LOWEST)
+@pytest.mark.parametrize("number", ["-inf", "-1e9", "-1e4", "lowest"])
+def test_masked_logits_are_an_error_that_names_the_remedy(masks, dtype, number):
+    logits, prev = (x.to(dtype) for x in maps(QUERIES, QUERIES))
+    low = LOWEST[dtype] if number == "lowest" else float(number)
+    low = low if low == float("-inf") else max(low, LOWEST[dtype])
+    layer = AttentionEvolution(HEADS, 0.1, 0.1, window="causal").to(dtype)
+    weights = (layer.weight, layer.bias, 0.1, 0.1, "causal")
+    for wrong in (
+        {"attn_logits": logits.masked_fill(masks, low)},
+        {"attn_logits": logits + torch.zeros(masks.shape, dtype=dtype).masked_fill(masks, low)},
+        {"prev_attn_logits": prev.masked_fill(masks, low)},
+    ):
+        (name,) = wrong
+        given = {"attn_logits": logits, "prev_attn_logits": prev, **wrong}
+        message = f"^{name} must not be masked yet, but holds -.*mask=... .bool, True: no cell"
+        for function in (layer, layer.step):
+            with pytest.raises(ValueError, match=message):
+                function(**given)
+        with pytest.raises(ValueError, match=message):
+            evolve(given["attn_logits"], given["prev_attn_logits"], *weights)
+        # With the mask, what stands in the masked cells does not matter.
+        right = layer(logits, prev, masks)
+        assert torch.equal(layer(**given, mask=masks), right)
+        with pytest.raises(ValueError, match=message):  # the mask of something else
+            layer(**given, mask=torch.zeros_like(masks))
+
+
+@pytest.mark.parametrize("low", [float("-inf"), -1e9])
+def test_masked_logits_and_a_learned_alpha(low):
+    """Under the mask, -inf makes the gradient of alpha NaN, and a number does not."""
+    layer = AttentionEvolution(HEADS, 0.1, 0.1, learnable=True).double()
+    logits, prev = (x.masked_fill(FUTURE, low) for x in maps(QUERIES, QUERIES))
+    if low == -1e9:
+        layer(logits, prev, FUTURE).sum().backward()
+        assert layer.alpha.grad.isfinite().all()
+    else:
+        with pytest.raises(ValueError, match="attn_logits must not be masked yet"):
+            layer(logits, prev, FUTURE)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    scale=st.sampled_from([1.0, 1e2, 1e3, 1e5, 1e30, float("inf")]),
+    queries=st.integers(1, 6),
+    keys=st.integers(1, 6),
+)
+def test_logits_that_are_not_masked_pass(scale, queries, keys):
+    """Also those of a training that diverges, in which numbers are as large above 0, or NaN."""
+    logits, prev = maps(queries, keys)
+    logits = torch.cat([logits, logits.abs()], dim=1) * scale
+    prev = torch.cat([prev, prev.abs()], dim=1) * scale
+    out = AttentionEvolution(2 * HEADS, 0.1, 0.1).double()(logits, prev)
+    assert out.shape == logits.shape
+
+
+def test_graphs_hold_no_check():
+    layer = AttentionEvolution(HEADS, 0.1, 0.1).double()
+    right, wrong = maps(), [x.masked_fill(random_mask(), float("-inf")) for x in maps()]
+    traced = torch.fx.symbolic_trace(layer, concrete_args={"mask": None, "window": None})
+    called = {node.target for node in traced.graph.nodes}
+    assert "check_values" not in str(called) and not {"amin", "item"} & called
+    exported = torch.export.export(layer, tuple(right)).module()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert not any("amin" in str(node.target) for node in exported.graph.nodes)
+    graphs = [traced, exported, compiled, torch.jit.script(layer), torch.jit.trace(layer, right)]
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graphs.append(make_fx(layer)(*right))
+    for graph in graphs:
+        torch.testing.assert_close(graph(*right), layer(*right))
+        assert graph(*wrong).isnan().any()  # as before: no error, no cost
+
+
+def test_values_that_cannot_be_read_are_not_read():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        layer = AttentionEvolution(HEADS, 0.1, 0.1)
+        assert layer(torch.rand(2, HEADS, 3, 3), torch.rand(2, HEADS, 3, 3)).shape[2:] == (3, 3)
+    layer = AttentionEvolution(HEADS, 0.1, 0.1, device="meta")
+    logits = torch.rand(2, HEADS, 3, 3, device="meta")
+    assert layer(logits, logits).is_meta
+
+
+@pytest.mark.parametrize("shape", [(0, 7), (7, 0), (0, 0)])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("batch", [2, 17])
+def test_no_queries_or_no_keys_give_an_empty_map(reload, window, kernel_size, shape, batch):
+    layer = AttentionEvolution(HEADS, 0.1, 0.1, kernel_size, window)
+    logits = torch.rand(batch, HEADS, *shape, requires_grad=True)
+    for function in (layer, reload(torch.jit.script(layer))):
+        out = function(logits, logits, torch.zeros(shape, dtype=torch.bool))
+        assert out.shape == logits.shape
+        out.sum().backward()
+    if window != "bidirectional":
+        rows = torch.rand(batch, HEADS, kernel_size - 1, shape[1])
+        out, kept = layer.step(logits, logits, None, rows)
+        assert out.shape == logits.shape
+        if shape[0] == 0:
+            assert torch.equal(kept, rows)
+
+
+@pytest.mark.parametrize("batch", [1, 2])  # with one head and one sentence, slices are contiguous
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("queries", [1, 512])
+def test_the_rows_of_a_step_keep_no_other_memory_alive(batch, heads, queries):
+    layer = AttentionEvolution(heads, 0.1, 0.1, window="cross")
+    logits = torch.rand(batch, heads, queries, 20)
+    _, rows = layer.step(logits, logits)
+    assert rows.shape == (batch, heads, 2, 20)
+    assert rows.untyped_storage().nbytes() == rows.numel() * rows.element_size()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.zeros(3, 4, 2, 5), r"rows must be .*\(2, 4, 2, 5 or fewer\), got .*\[3, 4, 2, 5\]"),
+        (torch.zeros(2, 1, 2, 5), r"rows must be .*got .*\[2, 1, 2, 5\]"),
+        (torch.zeros(2, 4, 4, 5), r"rows must be .*got .*\[2, 4, 4, 5\]"),
+        (torch.zeros(2, 4, 2, 6), r"rows must be .*got .*\[2, 4, 2, 6\]"),
+        (torch.zeros(4, 2, 5), r"rows must be .*got .*\[4, 2, 5\]"),
+        (torch.zeros(2, 4, 2, 5).double(), "rows has dtype torch.float64, the map torch.float32"),
+    ],
+)
+def test_bad_rows_are_named(rows, message):
+    layer = AttentionEvolution(4, 0.1, 0.1, window="causal")
+    logits = torch.rand(2, 4, 1, 5)
+    with pytest.raises(ValueError, match=message):
+        layer.step(logits, logits, None, rows)
