@@ -82,7 +82,7 @@ setup(
     packages=find_packages(
         include=["evolving_attention*", "ea_fairseq*", "ea_timm*", "ea_aeon*", "ea_maps*"]
     ),
-    package_data={"evolving_attention": ["py.typed"]},
+    package_data={"evolving_attention": ["py.typed"], "ea_maps": ["page.html"]},
     # From torch 2.6 on, torch.load runs no code that a checkpoint carries.
     install_requires=["torch>=2.6"],
     extras_require=EXTRAS,

@@ -2,30 +2,39 @@
 
     python -m ea_maps sentence checkpoint_best.pt "zwei junge männer im frei@@ en ." --out maps.png
     python -m ea_maps image ea_deit_small photo.jpg --checkpoint model_best.pth.tar
-    python -m ea_maps series vowels.pt JapaneseVowels --case 3
+    python -m ea_maps series vowels.pt JapaneseVowels --case 3 --out maps.html
 
-Writes a picture of the maps, with layers from top to bottom and heads from left to right. Another
-one, maps-movement.png, shows the entropy of each layer's maps and their Jensen-Shannon distance
-from the previous layer's, which are also printed as a table. --compare puts a second model,
+The ending of --out chooses what is written. A picture (.png, .svg, .pdf) shows the maps, with
+layers from top to bottom and heads from left to right. Another one, maps-movement.png, shows the
+entropy of each layer's maps and their Jensen-Shannon distance from the previous layer's, which are
+also printed as a table. A page (.html) shows all of it in a browser: choose layer and head, and
+hover to see what looks where. Arrays (.npz) are for other programs. --compare puts a second model,
 evolving or plain, beside the first.
 """
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import List, Optional
+
+if __name__ == "__main__":
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's or a desktop's may not exist here
 
 import matplotlib
+import numpy as np
 
 from ea_maps import draw
-from ea_maps.measure import Movement, movement, table
-from evolving_attention.commands import add_overwrite, name_value, positive
+from ea_maps.measure import table
+from ea_maps.page import arrays, as_page
+from ea_maps.view import ImageView, SeriesView, TokenView, View
+from evolving_attention.commands import add_overwrite, name_value, positive, whole_or_not_at_all
 
-Movements = Dict[str, Dict[str, List[Movement]]]
+LAYERS, HEADS = 6, 4  # of a picture, at most
 
 
-def sentence(args: argparse.Namespace) -> Tuple[draw.Figures, Movements]:
+def sentence(args: argparse.Namespace) -> List[View]:
     from ea_maps.sentence import axes_of, encode, is_translation, load, maps_of, translate
 
     checkpoint = load(args.checkpoint, args.data)
@@ -37,27 +46,29 @@ def sentence(args: argparse.Namespace) -> Tuple[draw.Figures, Movements]:
     elif args.target:
         raise ValueError("--target: this model does not translate")
     axes = axes_of(checkpoint, source, target)
-    parts = [attention if len(axes) > 1 else None for attention in axes]
-    draw.check_paths(args.out, parts, args.overwrite)
+    parts = {attention: attention if len(axes) > 1 else None for attention in axes}
+    if is_picture(args.out):
+        draw.check_paths(args.out, parts.values(), args.overwrite)
     models = {args.names[0]: maps_of(checkpoint, source, target)}
     if args.compare:
         other = load(args.compare, args.data)
         if axes != axes_of(other, source, target):
             raise ValueError(f"--compare: {args.compare} has a different dictionary")
         models[args.names[1]] = maps_of(other, source, target)
-    figures: draw.Figures = {}
-    found: Movements = {}
-    for part, (attention, (queries, keys)) in zip(parts, axes.items(), strict=True):
-        picked = {name: maps[attention] for name, maps in models.items()}
-        figures[part] = draw.draw_tokens(picked, queries, keys, args.layers, args.heads)
-        found[attention] = {name: movement(maps) for name, maps in picked.items()}
-    return figures, found
+    return [
+        TokenView(
+            attention,
+            parts[attention],
+            {name: maps[attention] for name, maps in models.items()},
+            queries,
+            keys,
+        )
+        for attention, (queries, keys) in axes.items()
+    ]
 
 
-def image(args: argparse.Namespace) -> Tuple[draw.Figures, Movements]:
-    from PIL import Image, UnidentifiedImageError
-
-    from ea_maps.image import load, look
+def image(args: argparse.Namespace) -> List[View]:
+    from ea_maps.image import load, look, read
 
     if not args.compare and (args.compare_checkpoint or args.compare_option):
         raise ValueError("--compare-checkpoint and --compare-option need a model: --compare MODEL")
@@ -66,27 +77,20 @@ def image(args: argparse.Namespace) -> Tuple[draw.Figures, Movements]:
             "--checkpoint and --compare-checkpoint must be given together: comparing trained "
             "weights with random ones shows nothing"
         )
-    try:
-        picture = Image.open(args.image)
-    except UnidentifiedImageError:
-        raise ValueError(f"{args.image} is not an image") from None
-    try:
-        picture.load()
-    except OSError as error:
-        raise ValueError(f"{args.image} is damaged: {error}") from None
+    picture = read(args.image)
     sides = [(args.model, args.checkpoint, dict(args.option))]
     if args.compare:
         options = args.option if args.compare_option is None else args.compare_option
         sides.append((args.compare, args.compare_checkpoint, dict(options)))
     looks = {
-        name: look(load(model, checkpoint, **options), picture, options.get("img_size"))
+        name: look(load(model, checkpoint, **options), picture)
         for name, (model, checkpoint, options) in zip(args.names, sides, strict=False)
     }
-    figures = {None: draw.draw_image(looks, args.layers, args.heads)}
-    return figures, {"self-attention": {name: movement(one.maps) for name, one in looks.items()}}
+    maps = {name: one.maps for name, one in looks.items()}
+    return [ImageView("self-attention", None, maps, looks)]
 
 
-def series(args: argparse.Namespace) -> Tuple[draw.Figures, Movements]:
+def series(args: argparse.Namespace) -> List[View]:
     from ea_aeon.data import read
     from ea_maps.series import load, look
 
@@ -97,8 +101,37 @@ def series(args: argparse.Namespace) -> Tuple[draw.Figures, Movements]:
     models = {args.names[0]: maps}
     if args.compare:
         models[args.names[1]] = look(*load(args.compare), cases[args.case])[1]
-    figures = {None: draw.draw_series(models, seen.numpy(), args.layers, args.heads)}
-    return figures, {"self-attention": {name: movement(maps) for name, maps in models.items()}}
+    return [SeriesView("self-attention", None, models, seen.numpy())]
+
+
+def is_picture(out: Path) -> bool:
+    return out.suffix.lower() not in (".html", ".npz")
+
+
+def write(args: argparse.Namespace, views: List[View]) -> None:
+    """Writes what --out asks for, and prints the paths and the tables."""
+    moved = [view.movement() for view in views]
+    by_attention = {view.attention: found for view, found in zip(views, moved, strict=True)}
+    if args.rollout:
+        views = [view.rolled_out() for view in views if view.attention != "encoder-decoder"]
+        moved = [by_attention[view.attention] for view in views]
+    if is_picture(args.out):
+        sizes = (args.layers or LAYERS, args.heads or HEADS)
+        figures: draw.Figures = {view.part: view.figure(*sizes) for view in views}
+        figures["movement"] = draw.draw_movement(by_attention)
+        print(*draw.save(figures, args.out, args.overwrite), sep="\n")
+    else:
+        with whole_or_not_at_all(args.out, args.overwrite) as part:
+            if args.out.suffix.lower() == ".html":
+                page = as_page(views, moved, args.title(args), args.layers, args.heads)
+                part.write_text(page, encoding="utf-8")
+            else:
+                np.savez_compressed(part, **arrays(views))
+        print(args.out)
+    for attention, models in by_attention.items():
+        for name, layers in models.items():
+            heading = f"{attention}, {name}" if args.compare else attention
+            print(f"\n{heading}\n{table(layers)}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -109,10 +142,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="sentence | image | series")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--out", type=Path, default=Path("maps.png"), help=".png, .svg or .pdf")
+    common.add_argument(
+        "--out", type=Path, default=Path("maps.png"), help=".png, .svg, .pdf, .html or .npz"
+    )
     add_overwrite(common)
-    common.add_argument("--layers", type=positive, default=6, help="to draw at most (default: 6)")
-    common.add_argument("--heads", type=positive, default=4, help="to draw at most (default: 4)")
+    for what, most in (("layers", LAYERS), ("heads", HEADS)):
+        default = f"to show at most (default: {most} in a picture, all in a page)"
+        common.add_argument(f"--{what}", type=positive, help=default)
+    common.add_argument(
+        "--rollout",
+        action="store_true",
+        help="show attention rollout, the maps multiplied from the first layer on, not the heads",
+    )
     common.add_argument(
         "--names",
         nargs=2,
@@ -129,7 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--target", help="its translation, also in BPE; default: the model's own")
     command.add_argument("--data", type=Path, help="data-bin, if it has moved since the training")
     command.add_argument("--compare", type=Path, metavar="CHECKPOINT", help="evolving or plain")
-    command.set_defaults(run=sentence)
+    command.set_defaults(run=sentence, title=lambda args: f"{args.checkpoint}: {args.sentence}")
 
     command = commands.add_parser("image", parents=[common], help="a timm model")
     command.add_argument("model", help="ea_*, or a plain ViT or DeiT")
@@ -142,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--compare", metavar="MODEL", help="a second model")
     command.add_argument("--compare-checkpoint", default="", metavar="CHECKPOINT")
     command.add_argument("--compare-option", **options, help="default: those of --option")
-    command.set_defaults(run=image)
+    command.set_defaults(run=image, title=lambda args: f"{args.model}: {args.image.name}")
 
     command = commands.add_parser(
         "series", parents=[common], help="an estimator of ea_aeon, or a fairseq checkpoint"
@@ -153,27 +194,26 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--split", choices=["train", "test"], default="test")
     command.add_argument("--case", type=int, default=0, help="number of the series (default: 0)")
     command.add_argument("--compare", type=Path, metavar="MODEL", help="a second model")
-    command.set_defaults(run=series)
+    command.set_defaults(
+        run=series,
+        title=lambda args: f"{args.model}: {args.dataset}, {args.split} case {args.case}",
+    )
     return parser
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     args = build_parser().parse_args(argv)
     try:
-        parts = ["movement"] if args.run is sentence else [None, "movement"]
+        parts = [None, "movement"] if is_picture(args.out) else [None]
+        if args.run is sentence and is_picture(args.out):
+            parts = ["movement"]  # the others depend on the model
         draw.check_paths(args.out, parts, args.overwrite)
         if args.names[0] == args.names[1]:
             raise ValueError(f"--names must differ, got {args.names[0]} twice")
         with matplotlib.rc_context({"font.family": draw.fonts()}):
-            figures, found = args.run(args)
-            figures["movement"] = draw.draw_movement(found)
-            print(*draw.save(figures, args.out, args.overwrite), sep="\n")
+            write(args, args.run(args))
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"ea_maps: error: {error}")
-    for attention, models in found.items():
-        for name, layers in models.items():
-            heading = f"{attention}, {name}" if args.compare else attention
-            print(f"\n{heading}\n{table(layers)}")
 
 
 if __name__ == "__main__":

@@ -18,16 +18,25 @@ from ea_maps.measure import Movement
 from evolving_attention import AttentionMap
 from evolving_attention.commands import check_output, whole_or_not_at_all
 
-FORMATS = ("png", "svg", "pdf")
+FORMATS = ("png", "svg", "pdf", "html", "npz")
 LABELS = 24  # most labels along a map
 LETTERS = 14  # most letters of a label
 ROOM = 0.12  # inches per label
 COLORS = "Blues"  # one hue from light to dark, for colour-blind readers and for print
+MAP = dict(cmap=COLORS, vmin=0, interpolation="nearest", aspect="auto", origin="upper")
 CELL = 1.9  # inches per map, or more if its labels need more
-# For each letter, the first installed font that has it is used.
-FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "SimHei")
-FONTS += ("PingFang SC", "Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Noto Sans Arabic")
-FONTS += ("Noto Sans Devanagari", "Noto Emoji", "Symbola", "Segoe UI Emoji")
+# For each letter, the first installed font that has it is used, after those of matplotlibrc.
+FONTS = (
+    "DejaVu Sans",
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Noto Sans JP"),
+    *("Noto Sans KR", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "SimHei", "Microsoft YaHei"),
+    *("PingFang SC", "Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Apple SD Gothic Neo"),
+    *("NanumGothic", "UnDotum", "Noto Sans Thai", "Loma", "Leelawadee UI", "Thonburi"),
+    *("Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Bengali"),
+    *("Noto Sans Tamil", "Noto Sans Telugu", "Noto Sans Georgian", "Noto Sans Armenian"),
+    *("Noto Sans Khmer", "Noto Sans Lao", "Noto Sans Myanmar", "Noto Sans Ethiopic", "Nirmala UI"),
+    *("Unifont", "Arial Unicode MS", "Noto Emoji", "Symbola", "Segoe UI Emoji"),
+)
 
 Models = Dict[str, Sequence[AttentionMap]]
 Figures = Dict[Optional[str], Figure]  # by the ending of the file's name
@@ -40,16 +49,30 @@ class Look(NamedTuple):
     Attributes:
         image: after resizing and cropping, (height, width, channels), 0 to 1.
         maps: of one forward pass.
-        heat_of: returns the probabilities of one head of a map over the image, (rows, columns).
-        covers: height and width of the image that these rows and columns cover, in pixels.
-        whose: describes these probabilities, for the caption.
+        grids: rows and columns of places in the image, by the name of the attention.
+        prefix: number of tokens before these places, such as the class token.
+        row: the token whose attention is shown, or None for the mean over all places.
+        covers: height and width of the image that the places cover, in pixels.
     """
 
     image: np.ndarray
     maps: List[AttentionMap]
-    heat_of: Callable[[AttentionMap, int], Tensor]
+    grids: Dict[str, Tuple[int, int]]
+    prefix: int
+    row: Optional[int]
     covers: Tuple[int, int]
-    whose: str
+
+    @property
+    def whose(self) -> str:
+        """Describes the attention that is shown."""
+        whole = "mean attention of the whole image"
+        return whole if self.row is None else "attention of the class token"
+
+    def heat_of(self, attention: AttentionMap, head: int) -> Tensor:
+        """The probabilities of one head over the image, (rows, columns)."""
+        probs = attention.attn_probs[0, head]
+        probs = probs[self.prefix :].mean(dim=0) if self.row is None else probs[self.row]
+        return probs[self.prefix :].unflatten(0, self.grids[attention.name])
 
 
 def spread(count: int, limit: int) -> List[int]:
@@ -86,24 +109,34 @@ def draw(
     parts = figure.subfigures(1, len(chosen), width_ratios=columns, squeeze=False)[0]
     for part, (name, (layer_numbers, head_numbers)) in zip(parts, chosen.items(), strict=True):
         if len(chosen) > 1:
-            part.suptitle(name, fontweight="bold", fontsize=10, parse_math=False)
+            part.suptitle(name, fontweight="bold", fontsize=10, parse_math=False, usetex=False)
         if captions:
             part.supxlabel(captions[name], fontsize=8)
         axes = part.subplots(len(layer_numbers), len(head_numbers), squeeze=False)
         for axes_of_layer, layer in zip(axes, layer_numbers, strict=True):
             for axis, head in zip(axes_of_layer, head_numbers, strict=True):
                 cell(axis, name, models[name][layer], head)
-                axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8, pad=3)
+                axis.set_title(title(models[name][layer], layer, head), fontsize=8, pad=3)
+                axis.grid(False)
                 axis.tick_params(labelsize=7, length=2)
                 axis.label_outer()
     return figure
 
 
+def title(attention: AttentionMap, layer: int, head: int) -> str:
+    """Layer and head, counted from 1; the head only if there are several."""
+    heads = attention.attn_probs.size(1)
+    return f"layer {layer + 1}" + (f", head {head + 1}" if heads > 1 else "")
+
+
 def label(axis: Axis, names: Sequence[str]) -> None:
-    """Writes names along the x or y axis of a map; if there are many, only every n-th one."""
+    """Writes names along the x or y axis of a map; if there are many, only every n-th one.
+
+    Names may hold anything, so they are written as they are, whatever `text.usetex` says.
+    """
     step = -(-len(names) // LABELS)
     short = [x if len(x) <= LETTERS else x[: LETTERS - 1] + "…" for x in names]
-    axis.set_ticks(range(0, len(names), step), short[::step], parse_math=False)
+    axis.set_ticks(range(0, len(names), step), short[::step], parse_math=False, usetex=False)
 
 
 def draw_tokens(
@@ -114,7 +147,7 @@ def draw_tokens(
 
     def cell(axes: Axes, model: str, attention: AttentionMap, head: int) -> None:
         probs = attention.attn_probs[0, head].float().cpu()
-        axes.imshow(probs, cmap=COLORS, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        axes.imshow(probs, vmax=1, **MAP)
         label(axes.xaxis, keys)
         label(axes.yaxis, queries)
         axes.tick_params(axis="x", labelrotation=90)
@@ -145,10 +178,12 @@ def draw_image(looks: Dict[str, Look], layers: int, heads: int) -> Figure:
         height, width = greys[model].shape
         heat = looks[model].heat_of(attention, head).float().cpu()
         below, right = looks[model].covers
-        axes.imshow(greys[model], cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
+        upright = {"origin": "upper", "aspect": "equal"}
+        below_image = {"extent": (0, width, height, 0), **upright}
+        axes.imshow(greys[model], cmap="gray", vmin=0, vmax=1, **below_image)
         # Places with little attention show more of the image.
         shown = 0.9 * (heat / heat.max()).sqrt().numpy()
-        box = {"extent": (0, right, below, 0), "interpolation": "bilinear"}
+        box = {"extent": (0, right, below, 0), "interpolation": "bilinear", **upright}
         axes.imshow(heat, cmap="plasma", vmin=0, alpha=shown, **box)
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
@@ -169,7 +204,7 @@ def draw_series(models: Models, series: np.ndarray, layers: int, heads: int) -> 
 
     def cell(axes: Axes, model: str, attention: AttentionMap, head: int) -> None:
         probs = attention.attn_probs[0, head].float().cpu()
-        axes.imshow(probs, cmap=COLORS, vmin=0, interpolation="nearest", aspect="auto")
+        axes.imshow(probs, **MAP)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(4, integer=True))
         above = axes.inset_axes((0, 1.0, 1, 0.3))
@@ -216,6 +251,7 @@ def draw_movement(movements: Dict[str, Dict[str, List[Movement]]]) -> Figure:
             axis.set_xlabel("layer", fontsize=8)
     for text in axes[0, 0].legend(fontsize=8).get_texts():
         text.set_parse_math(False)
+        text.set_usetex(False)
     lines = [Line2D([], [], color="grey", linestyle=x) for x in ("-", "--")]
     axes[0, 1].legend(lines, ["head by head", "mean of heads"], fontsize=8)
     return figure
@@ -232,7 +268,7 @@ def save(figures: Figures, out: Path, overwrite: bool = False) -> List[Path]:
     with ExitStack() as stack:
         for path, figure in reversed(paths.items()):  # the last file appears last
             part = stack.enter_context(whole_or_not_at_all(path, overwrite))
-            figure.savefig(part, dpi=110, bbox_inches="tight", format=path.suffix[1:].lower())
+            figure.savefig(part, bbox_inches="tight", format=path.suffix[1:].lower())
     return list(paths)
 
 
@@ -245,6 +281,7 @@ def check_paths(out: Path, parts: Iterable[Optional[str]], overwrite: bool) -> N
 
 
 def fonts() -> List[str]:
-    """The installed fonts of FONTS."""
+    """The families of matplotlibrc, then the installed fonts of FONTS for the letters they lack."""
     installed = set(matplotlib.font_manager.get_font_names())
-    return [name for name in FONTS if name in installed]
+    first = matplotlib.rcParams["font.family"]
+    return [*first, *(name for name in FONTS if name in installed and name not in first)]

@@ -1,11 +1,15 @@
 """Maps of timm models, for an image."""
 
+import sys
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, Sequence, Tuple, Union
 
+import numpy as np
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import create_transform, resolve_data_config
 from timm.layers import to_2tuple
 from torch import Tensor, nn
@@ -15,9 +19,12 @@ from ea_maps.draw import Look
 from ea_timm.attention2d import EvolvingAttention2d
 from ea_timm.resnet import EvolvingResNet
 from ea_timm.vision_transformer import EvolvingVisionTransformer
-from evolving_attention import AttentionMap, collect_maps
+from evolving_attention import collect_maps
 
 Grid = Tuple[int, int]
+BITS = (8, 10, 12, 14, 16, 24)  # of the numbers in an image
+RESNET_REDUCTION = 16  # of a ResNet's image to its first attention
+LARGE, DRAFT = 50_000_000, 2048  # pixels of an image to be read smaller, and the least side then
 
 
 def load(name: str, checkpoint: str = "", **options: Any) -> nn.Module:
@@ -56,6 +63,78 @@ def load(name: str, checkpoint: str = "", **options: Any) -> nn.Module:
     return model
 
 
+def read(path: Path) -> Image.Image:
+    """Reads an image as 8-bit RGB, as a viewer would show it; of an animation, the first frame.
+
+    Raises:
+        ValueError: the file is no image, or is damaged or too large for the memory.
+        FileNotFoundError: there is no such file.
+    """
+    with warnings.catch_warnings(), unlimited():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path) as image:
+                if image.width * image.height > LARGE:
+                    image.draft("RGB", (DRAFT, DRAFT))  # JPEG can be read at a smaller size
+                if getattr(image, "n_frames", 1) > 1:
+                    frames = f"{image.n_frames} frames; the first is shown"
+                    print(f"ea_maps: {path} has {frames}", file=sys.stderr)
+                image.load()
+                return as_rgb(ImageOps.exif_transpose(image))
+        except UnidentifiedImageError:
+            raise ValueError(f"{path} is not an image") from None
+        except MemoryError:
+            raise ValueError(f"{path} is too large for the memory; make it smaller") from None
+        except FileNotFoundError:
+            raise
+        except (OSError, SyntaxError, EOFError) as error:  # Pillow's for broken files
+            raise ValueError(f"{path} is damaged: {error}") from None
+
+
+@contextmanager
+def unlimited() -> Iterator[None]:
+    """Lets Pillow read images of any size, since the user has named this one."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image as 8-bit RGB. Pillow itself would clip more than 8 bits to white.
+
+    Whole numbers are scaled by the smallest usual bit depth that holds them all; fractions are
+    taken to lie in [0, 1] if they do, and otherwise to span from black to white.
+
+    Raises:
+        ValueError: there are fractions that are not finite.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("RGB")
+    numbers = np.asarray(image).astype(np.float64)
+    low, high = numbers.min(), numbers.max()
+    if not np.isfinite([low, high]).all():
+        raise ValueError("the image must hold finite numbers, but holds NaN or infinity")
+    if image.mode.startswith("I"):
+        low = min(low, 0)
+        high = next((2**bits - 1 for bits in BITS if high < 2**bits), high)
+    elif low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    grey = 255 * (numbers - low) / max(high - low, 1e-30)
+    return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+
+
+def size_of(model: nn.Module) -> Tuple[int, int]:
+    """Height and width of the images that a model of :func:`load` was made for."""
+    if isinstance(model, EvolvingVisionTransformer):
+        return to_2tuple(model.patch_embed.img_size)
+    first = next(m for m in model.modules() if isinstance(m, EvolvingAttention2d))
+    tables = (first.position.r_height, first.position.r_width)  # 2 n - 1 distances for n pixels
+    height, width = (RESNET_REDUCTION * (len(table) + 1) // 2 for table in tables)
+    return height, width
+
+
 def look(
     model: nn.Module, image: Image.Image, size: Union[int, Sequence[int], None] = None
 ) -> Look:
@@ -64,9 +143,9 @@ def look(
     Args:
         size: height and width to resize the image to; None means the model's own.
     """
-    wanted = {} if size is None else {"input_size": (3, *to_2tuple(size))}
-    config = resolve_data_config(wanted, model=model)
-    transformed = create_transform(**config, is_training=False)(image.convert("RGB"))
+    size = size_of(model) if size is None else to_2tuple(size)
+    config = resolve_data_config({"input_size": (3, *size)}, model=model)
+    transformed = create_transform(**config, is_training=False)(as_rgb(image))
     grids: Dict[str, Grid] = {}
     pixels = {n: m for n, m in model.named_modules() if isinstance(m, EvolvingAttention2d)}
     handles = [
@@ -78,24 +157,16 @@ def look(
         model(transformed.unsqueeze(0))
     for handle in handles:
         handle.remove()
-    prefix, row, whose = 0, None, "mean attention of all pixels"
+    prefix, row = 0, None
     covers = tuple(transformed.shape[-2:])
     if isinstance(model, EvolvingVisionTransformer):
-        prefix, whose = model.num_prefix_tokens, "mean attention of all patches"
-        if model.global_pool == "token":
-            row, whose = 0, "attention of the class token"
+        prefix, row = model.num_prefix_tokens, 0 if model.global_pool == "token" else None
         grid = model.patch_embed.dynamic_feat_size(transformed.shape[-2:])
         grids = {attention.name: grid for attention in maps}
         covers = tuple(n * size for n, size in zip(grid, model.patch_embed.patch_size, strict=True))
-
-    def heat_of(attention: AttentionMap, head: int) -> Tensor:
-        probs = attention.attn_probs[0, head]
-        probs = probs[prefix:].mean(dim=0) if row is None else probs[row]
-        return probs[prefix:].unflatten(0, grids[attention.name])
-
     mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
     seen = (transformed * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
-    return Look(seen, maps, heat_of, covers, whose)
+    return Look(seen, maps, grids, prefix, row, covers)
 
 
 def grid_keeper(grids: Dict[str, Grid], name: str) -> Callable:

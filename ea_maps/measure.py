@@ -61,6 +61,34 @@ def movement(maps: Sequence[AttentionMap]) -> List[Movement]:
     return found
 
 
+def rollout(maps: Sequence[AttentionMap]) -> List[AttentionMap]:
+    """Attention rollout (Abnar and Zuidema, 2020): how far each layer's tokens come from the input.
+
+    Each layer adds its input to what it attends to, so the mean of the heads counts half and the
+    token itself the other half; these matrices are multiplied from the first layer on. With
+    evolving attention, the evolved maps are what is multiplied.
+
+    Returns:
+        One map of one head for each layer, (batch, 1, tokens, tokens), the product up to it;
+        attn_logits are the logarithms.
+
+    Raises:
+        ValueError: not all maps are of the same tokens.
+    """
+    found: List[AttentionMap] = []
+    for name, _, attn_probs in maps:
+        probs = attn_probs.detach().double().mean(dim=1, keepdim=True)
+        if probs.shape[-1] != probs.shape[-2] or (found and found[0][2].shape != probs.shape):
+            raise ValueError(
+                "rollout needs self-attention over the same tokens in every layer; "
+                f"{name} is {tuple(attn_probs.shape)}"
+            )
+        mixed = (probs + torch.eye(probs.size(-1)).to(probs)) / 2
+        rolled = mixed @ found[-1].attn_probs if found else mixed
+        found.append(AttentionMap(name, rolled.log(), rolled))
+    return found
+
+
 def table(movements: Sequence[Movement]) -> str:
     """The measures as a Markdown table, one line per layer."""
     lines = [

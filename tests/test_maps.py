@@ -424,7 +424,7 @@ def test_a_series_on_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--out", "maps.bmp"], "--out must end in .png, .svg, .pdf, got maps.bmp"),
+        (["--out", "maps.bmp"], "--out must end in .png, .svg, .pdf, .html, .npz, got maps.bmp"),
         (["--out", "/nowhere/maps.png"], "there is no folder /nowhere to write maps.png to"),
         (["--names", "a", "a"], "--names must differ"),
         (["--compare-option", "depth=3"], "--compare-option need a model: --compare MODEL"),

@@ -1,0 +1,162 @@
+"""Writes maps as an interactive page of HTML, which needs nothing else, or as numpy's arrays."""
+
+import base64
+import json
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ea_maps.draw import spread
+from ea_maps.measure import Movement
+from ea_maps.view import View
+from evolving_attention import AttentionMap
+
+TEMPLATE = Path(__file__).with_name("page.html")
+LIMIT = 4_000_000  # bytes of all maps in a page, compressed
+CELLS = 40_000_000  # of maps to compress at most
+
+
+def pack(probs: Tensor) -> bytes:
+    """Probabilities in one byte each, compressed: 255 times their square root.
+
+    The root keeps small probabilities apart: among 600 keys, 1/600 is 10.
+    """
+    cells = (255 * probs.clamp(0, 1).sqrt()).round().to(torch.uint8)
+    return zlib.compress(cells.contiguous().numpy().tobytes(), 6)
+
+
+def shared(probs: Tensor, queries: int, keys: int) -> Tensor:
+    """(heads, T, S) with several queries in a row, as their mean, and keys in a column, summed."""
+    count = probs.size(1)
+    probs = F.pad(probs, (0, -probs.size(2) % keys, 0, -count % queries))
+    rows = probs.unflatten(1, (-1, queries)).sum(dim=2)
+    members = torch.full((rows.size(1), 1), float(queries))
+    members[-1] = count - queries * (rows.size(1) - 1)  # the last row may have fewer
+    return (rows / members).unflatten(2, (-1, keys)).sum(dim=3)
+
+
+def pack_layer(attention: AttentionMap, heads: Sequence[int], bin_: int) -> Dict[str, Any]:
+    probs = attention.attn_probs[0].detach().float().cpu()[list(heads)]
+    probs = shared(probs, bin_, bin_)
+    data = base64.b64encode(pack(probs)).decode()
+    return {"name": attention.name, "shape": list(probs.shape), "data": data}
+
+
+def pack_view(view: View, heads: Dict[str, List[int]], limit: int) -> Tuple[Dict[str, Any], int]:
+    """The layers of each model, in about `limit` bytes, and how many neighbours share a cell.
+
+    Patches of an image cannot share cells, so there heads are left out instead, from `heads`.
+    """
+    bin_ = 1
+    while True:
+        cells = sum(
+            len(heads[name]) * maps[0].attn_probs[0, 0].numel() * len(maps)
+            for name, maps in view.maps.items()
+        )
+        excess = cells / bin_**2 / CELLS
+        if excess <= 1:
+            layers = {
+                name: [pack_layer(attention, heads[name], bin_) for attention in maps]
+                for name, maps in view.maps.items()
+            }
+            excess = sum(len(x["data"]) for found in layers.values() for x in found) / limit
+        most = max(map(len, heads.values()))
+        if view.kind == "image" and excess > 1 and most > 1:
+            fewer = max(1, min(most - 1, int(most / excess)))
+            heads.update({name: pick(numbers, fewer) for name, numbers in heads.items()})
+        elif view.kind != "image" and excess > 1:
+            bin_ = max(bin_ + 1, int(bin_ * excess**0.5))
+        else:
+            return layers, bin_
+
+
+def pick(numbers: Sequence[int], limit: int) -> List[int]:
+    """At most `limit` of the numbers, evenly spread."""
+    return [numbers[i] for i in spread(len(numbers), limit)]
+
+
+def describe(
+    view: View,
+    moved: Dict[str, List[Movement]],
+    most_layers: Optional[int],
+    most_heads: Optional[int],
+    limit: int,
+) -> Dict[str, Any]:
+    """A view as the page reads it."""
+    depths = {name: len(maps) for name, maps in view.maps.items()}
+    chosen = {name: spread(depth, most_layers or depth) for name, depth in depths.items()}
+    counts = {name: maps[0].attn_probs.size(1) for name, maps in view.maps.items()}
+    heads = {name: spread(count, most_heads or count) for name, count in counts.items()}
+    maps = {name: [view.maps[name][i] for i in numbers] for name, numbers in chosen.items()}
+    view = replace(view, maps=maps)
+    packed, bin_ = pack_view(view, heads, limit)
+    models = []
+    for name, layers in packed.items():
+        about = view.about_model(name)
+        grids = about.pop("grids", [None] * len(layers))
+        measures = {
+            measure: [number_of(getattr(moved[name][i], measure)) for i in chosen[name]]
+            for measure in ("entropy", "distance", "mean_distance")
+        }
+        layers = [{**layer, "grid": grid} for layer, grid in zip(layers, grids, strict=True)]
+        one = {"name": name, "layers": layers, "heads": heads[name], "prefix": 0}
+        models.append({**one, **measures, **about})
+    notes = [f"To keep this file small, {bin_} neighbours share a cell."] if bin_ > 1 else []
+    for what, all_, shown in (("layers", depths, chosen), ("heads", counts, heads)):
+        if any(len(shown[name]) < count for name, count in all_.items()):
+            notes.append(f"Not all {what} are in this file, but some that are evenly spaced.")
+    return {
+        **{"attention": view.attention, "kind": view.kind, "note": " ".join(notes)},
+        **{"bins": [bin_, bin_], "models": models, **view.labels(), **view.about()},
+    }
+
+
+def number_of(measured: Optional[Tensor]) -> Optional[float]:
+    """The mean over the heads."""
+    return None if measured is None else round(float(measured.mean()), 4)
+
+
+def as_page(
+    views: Sequence[View],
+    movements: Sequence[Dict[str, List[Movement]]],
+    title: str,
+    most_layers: Optional[int] = None,
+    most_heads: Optional[int] = None,
+) -> str:
+    """The page.
+
+    Args:
+        movements: of each view, by model.
+        most_layers, most_heads: to hold at most; None means all that fit.
+    """
+    limit = LIMIT // len(views)
+    found = [
+        describe(view, moved, most_layers, most_heads, limit)
+        for view, moved in zip(views, movements, strict=True)
+    ]
+    text = json.dumps({"title": title, "views": found}, ensure_ascii=False, allow_nan=False)
+    text = text.replace("<", "\\u003c")  # nothing may end the script element
+    return TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", text, 1)
+
+
+def arrays(views: Sequence[View]) -> Dict[str, np.ndarray]:
+    """The maps as arrays, for other programs.
+
+    `MODEL/ATTENTION/NUMBER` holds the probabilities of a layer, (1, heads, queries, keys), and
+    `ATTENTION/queries` and `ATTENTION/keys` the names of the tokens.
+    """
+    found = {}
+    for view in views:
+        for side, names in view.labels().items():
+            found[f"{view.attention}/{side}"] = np.array(names)
+        for model, maps in view.maps.items():
+            for number, attention in enumerate(maps):
+                key = f"{model}/{view.attention}/{number:03d}"
+                found[key] = attention.attn_probs.detach().float().cpu().numpy()
+    return found

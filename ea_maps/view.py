@@ -1,0 +1,128 @@
+"""What there is to see of one attention: its maps in one or two models, and what they are over."""
+
+import base64
+import io
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Dict, List, Optional, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ea_maps import draw
+from ea_maps.measure import Movement, movement, rollout
+from evolving_attention import AttentionMap
+
+CHANNELS = 12  # most channels of a series that the page draws
+
+
+@dataclass
+class View:
+    """One attention.
+
+    Attributes:
+        attention: its name.
+        part: what is added to the name of its picture, if anything.
+        maps: by the name of the model, layer by layer.
+    """
+
+    kind: ClassVar[str]
+    attention: str
+    part: Optional[str]
+    maps: Dict[str, List[AttentionMap]]
+
+    def figure(self, layers: int, heads: int) -> Figure:
+        """A picture of at most so many layers and heads."""
+        raise NotImplementedError
+
+    def labels(self) -> Dict[str, Sequence[Any]]:
+        """The names of the queries and of the keys."""
+        raise NotImplementedError
+
+    def about(self) -> Dict[str, Any]:
+        """What the page needs besides, for all models."""
+        return {}
+
+    def about_model(self, name: str) -> Dict[str, Any]:
+        """What the page needs besides, for one model."""
+        return {}
+
+    def movement(self) -> Dict[str, List[Movement]]:
+        return {name: movement(maps) for name, maps in self.maps.items()}
+
+    def rolled_out(self) -> "View":
+        """The same view of attention rollout."""
+        return replace(self, maps={name: rollout(maps) for name, maps in self.maps.items()})
+
+
+@dataclass
+class TokenView(View):
+    """Maps over tokens, whose names are `queries` and `keys`."""
+
+    kind = "tokens"
+    queries: Sequence[str]
+    keys: Sequence[str]
+
+    def figure(self, layers: int, heads: int) -> Figure:
+        return draw.draw_tokens(self.maps, self.queries, self.keys, layers, heads)
+
+    def labels(self) -> Dict[str, Sequence[Any]]:
+        return {"queries": list(self.queries), "keys": list(self.keys)}
+
+
+@dataclass
+class ImageView(View):
+    """Maps over an image; `looks` by the name of the model."""
+
+    kind = "image"
+    looks: Dict[str, draw.Look]
+
+    def figure(self, layers: int, heads: int) -> Figure:
+        looks = {name: look._replace(maps=self.maps[name]) for name, look in self.looks.items()}
+        return draw.draw_image(looks, layers, heads)
+
+    def labels(self) -> Dict[str, Sequence[Any]]:
+        first = next(iter(self.maps.values()))[0]
+        tokens = list(range(first.attn_probs.size(-1)))
+        return {"queries": tokens, "keys": tokens}
+
+    def about(self) -> Dict[str, Any]:
+        prefix = max(look.prefix for look in self.looks.values())
+        first = next(iter(self.looks.values()))
+        names = ["class token", *(f"token {i} before the image" for i in range(2, prefix + 1))]
+        return {"special": names[:prefix], "start": "mean" if first.row is None else first.row}
+
+    def about_model(self, name: str) -> Dict[str, Any]:
+        look = self.looks[name]
+        height, width = look.image.shape[:2]
+        file = io.BytesIO()
+        Image.fromarray((255 * look.image).round().astype(np.uint8)).save(file, "png")
+        return {
+            "image": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+            "width": width,
+            "height": height,
+            "prefix": look.prefix,
+            "covers": [look.covers[0] / height, look.covers[1] / width],
+            "grids": [look.grids[attention.name] for attention in self.maps[name]],
+        }
+
+
+@dataclass
+class SeriesView(View):
+    """Maps over the steps of a series, (channels, steps)."""
+
+    kind = "series"
+    series: np.ndarray
+
+    def figure(self, layers: int, heads: int) -> Figure:
+        return draw.draw_series(self.maps, self.series, layers, heads)
+
+    def labels(self) -> Dict[str, Sequence[Any]]:
+        steps = list(range(self.series.shape[1]))
+        return {"queries": steps, "keys": steps}
+
+    def about(self) -> Dict[str, Any]:
+        shown = self.series[draw.spread(len(self.series), CHANNELS)]
+        low, high = shown.min(), shown.max()
+        heights = (shown - low) / max(float(high - low), 1e-9)
+        return {"series": [[round(float(x), 3) for x in channel] for channel in heights]}
