@@ -22,13 +22,14 @@ LIMIT = 4_000_000  # bytes of all maps in a page, compressed
 CELLS = 40_000_000  # of maps to compress at most
 
 
-def pack(probs: Tensor) -> bytes:
-    """Probabilities in one byte each, compressed: 255 times their square root.
+def pack(probs: Tensor) -> Tuple[bytes, float]:
+    """Probabilities in one byte each, compressed, and the highest one.
 
-    The root keeps small probabilities apart: among 600 keys, 1/600 is 10.
+    A byte is 255 times the square root of p / highest. The root keeps small probabilities apart.
     """
-    cells = (255 * probs.clamp(0, 1).sqrt()).round().to(torch.uint8)
-    return zlib.compress(cells.contiguous().numpy().tobytes(), 6)
+    most = max(probs.max().item(), 1e-12)
+    cells = (255 * (probs.clamp(min=0) / most).sqrt()).round().to(torch.uint8)
+    return zlib.compress(cells.contiguous().numpy().tobytes(), 6), most
 
 
 def shared(probs: Tensor, queries: int, keys: int) -> Tensor:
@@ -44,8 +45,9 @@ def shared(probs: Tensor, queries: int, keys: int) -> Tensor:
 def pack_layer(attention: AttentionMap, heads: Sequence[int], bin_: int) -> Dict[str, Any]:
     probs = attention.attn_probs[0].detach().float().cpu()[list(heads)]
     probs = shared(probs, bin_, bin_)
-    data = base64.b64encode(pack(probs)).decode()
-    return {"name": attention.name, "shape": list(probs.shape), "data": data}
+    packed, most = pack(probs)
+    data = base64.b64encode(packed).decode()
+    return {"name": attention.name, "shape": list(probs.shape), "most": most, "data": data}
 
 
 def pack_view(view: View, heads: Dict[str, List[int]], limit: int) -> Tuple[Dict[str, Any], int]:

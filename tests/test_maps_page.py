@@ -1,0 +1,267 @@
+"""The interactive page: in a real browser, with no network, at several sizes; and the arrays."""
+
+import os
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from test_maps import OPTIONS, picture, run  # noqa: F401 (a fixture is an argument here)
+
+from ea_maps import page as pages
+from ea_maps.view import SeriesView, TokenView
+from evolving_attention import AttentionMap
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+SIZES = ((390, 844), (820, 1180), (1440, 900))
+SOURCE = ["zwei", "</script><b>x", "im", "frei@@", "en", "日本", "</s>"]
+TARGET = ["</s>", "two", "$a_b$", "out@@", "side"]
+
+
+def maps(layers, heads, queries, keys, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for number in range(layers):
+        logits = 2 * torch.randn(1, heads, queries, keys, generator=generator)
+        found.append(AttentionMap(f"layers.{number}.attn", logits, logits.softmax(-1)))
+    return found
+
+
+def both(*shape, seed=0):
+    return {"evolving": maps(*shape, seed=seed), "plain": maps(*shape, seed=seed + 1)}
+
+
+def sentence_views():
+    return [
+        TokenView("encoder", "encoder", both(4, 3, 7, 7), SOURCE, SOURCE),
+        TokenView("encoder-decoder", "cross", both(2, 3, 5, 7, seed=7), TARGET, SOURCE),
+    ]
+
+
+def write(path, views, title="checkpoint.pt: <i>a sentence</i>"):
+    text = pages.as_page(views, [view.movement() for view in views], title)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a head; with REQUIRE_BROWSER in the environment it must be there."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        missing = "no Chromium or Chrome is installed (Debian: apt-get install chromium)"
+        (pytest.fail if os.environ.get("REQUIRE_BROWSER") else pytest.skip)(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Chromium's sandbox does not work for root, as in many containers.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(browser):
+    """show(path, size): the page in the browser; at the end, there were no errors or requests."""
+    opened = []
+
+    def open_page(path, size=SIZES[-1]):
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        problems = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("requestfailed", lambda request: problems.append(request.url))
+        urls = []
+        page.on("request", lambda request: urls.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_function("document.querySelector('.top')?.textContent")
+        opened.append((page, problems, urls, path.as_uri()))
+        return page
+
+    yield open_page
+    for page, problems, urls, own in opened:
+        assert problems == []
+        assert [url for url in urls if not url.startswith("data:")] == [own]
+        page.close()
+
+
+def shaded(page, panel):
+    """The probabilities with which a panel's keys are shaded."""
+    keys = page.locator(".panel").nth(panel).locator(".tokens span").all()
+    return [float(key.get_attribute("data-p")) for key in keys]
+
+
+def assert_shows(page, view, layer, head, query):
+    """Both panels shade the keys by these maps."""
+    for panel, found in enumerate(view.maps.values()):
+        probs = found[min(layer, len(found) - 1)].attn_probs[0]
+        probs = probs.mean(0) if head is None else probs[head]
+        page.wait_for_function(
+            "([panel, p]) => Math.abs(document.querySelectorAll('.panel')[panel]"
+            ".querySelector('.tokens span').dataset.p - p) < 0.006",
+            arg=[panel, probs[query, 0].item()],
+            timeout=5000,
+        )
+        np.testing.assert_allclose(shaded(page, panel), probs[query], atol=0.006)
+
+
+def test_choose_hover_step_and_compare(tmp_path, show):
+    views = sentence_views()
+    page = show(write(tmp_path / "maps.html", views))
+    assert page.locator("h1").text_content() == "checkpoint.pt: <i>a sentence</i>"
+    assert page.locator(".panel h2").all_text_contents() == ["evolving", "plain"]
+    assert page.locator("#queries .tokens span").all_text_contents() == SOURCE
+    assert_shows(page, views[0], 0, None, 0)
+
+    page.locator("#queries .tokens span").nth(3).hover()
+    assert_shows(page, views[0], 0, None, 3)
+    assert "“frei@@” looks at “" in page.locator(".top").first.text_content()
+    page.locator("#next").click()
+    page.locator("#next").click()
+    assert_shows(page, views[0], 2, None, 3)
+    assert page.locator("#layer-text").text_content() == "3 of 4"
+    assert "layers.2.attn" in page.locator(".where").first.text_content()
+    page.select_option("#head", label="2")
+    assert_shows(page, views[0], 2, 1, 3)
+    page.locator(".film").nth(1).locator("button").nth(3).click()
+    assert_shows(page, views[0], 3, 1, 3)
+    page.locator(".curves svg").nth(0).locator(".point").nth(1).click()  # of the second layer
+    assert_shows(page, views[0], 1, 1, 3)
+
+    box = page.locator(".map canvas").first.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + box["height"] * 5.5 / 7)
+    assert_shows(page, views[0], 1, 1, 5)
+    probability = views[0].maps["evolving"][1].attn_probs[0, 1, 5, 3].item()
+    (shown,) = page.locator(".scale").first.evaluate_all("x => x.map(y => y.textContent)")
+    assert shown.startswith("Rows: queries.") and "Here, “frei@@”: " in shown
+    assert abs(float(shown.rpartition(": ")[2].removesuffix(" %.")) - 100 * probability) < 1
+
+    page.select_option("#attention", label="encoder-decoder")
+    assert page.locator("#queries .tokens span").all_text_contents() == TARGET
+    assert_shows(page, views[1], 1, None, 4)
+
+
+def test_the_keyboard_alone_is_enough(tmp_path, show):
+    views = sentence_views()
+    page = show(write(tmp_path / "maps.html", views))
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowDown", "ArrowDown", "ArrowUp"):
+        page.keyboard.press(key)
+    assert_shows(page, views[0], 1, None, 1)
+    for key in ("]", "]", "["):
+        page.keyboard.press(key)
+    assert_shows(page, views[0], 1, 0, 1)
+    page.keyboard.press("p")
+    page.wait_for_function("document.getElementById('layer-text').textContent === '3 of 4'")
+    page.keyboard.press("p")
+    assert page.locator("#play").get_attribute("aria-pressed") == "false"
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_nothing_is_cut_off_at_any_size(tmp_path, show, size):
+    series = np.sin(np.arange(90).reshape(1, 90) / 9) * np.ones((3, 1))
+    views = [*sentence_views(), SeriesView("steps", None, both(3, 2, 90, 90), series)]
+    page = show(write(tmp_path / "maps.html", views), size)
+    for attention in ("encoder", "steps"):
+        page.select_option("#attention", label=attention)
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        for canvas in page.locator(".map canvas, .picture canvas").all():
+            assert canvas.bounding_box()["width"] > 150
+    box = page.locator(".picture canvas").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 9)
+    page.wait_for_function("document.querySelector('.top').textContent.startsWith('Step 45 ')")
+
+
+def test_an_image_beside_a_plain_model(tmp_path, show, picture, capsys):  # noqa: F811
+    out = tmp_path / "maps.html"
+    arguments = ["image", "ea_vit_tiny", picture, *OPTIONS, "--compare", "vit_tiny_patch16_224"]
+    run(*arguments, "--out", out)
+    assert "self-attention, plain" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["maps.html", "picture.png"]
+    page = show(out)
+    page.wait_for_function("data.views[0].models.every(model => model.pixels.complete)")
+    assert page.locator(".top").first.text_content().startswith("The class token looks at ")
+    canvas = page.locator(".picture canvas").nth(1)
+    box = canvas.bounding_box()
+    before = canvas.evaluate("x => x.toDataURL()")
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.9)
+    for panel in range(2):
+        page.wait_for_function(
+            "i => document.querySelectorAll('.top')[i].textContent.startsWith('Row 4, column 3 ')",
+            arg=panel,
+        )
+    assert canvas.evaluate("x => x.toDataURL()") != before
+    page.get_by_text("mean of the whole image").click()
+    page.wait_for_function("document.querySelector('.top').textContent.startsWith('The whole')")
+
+
+def test_a_resnet_whose_maps_change_their_size(tmp_path, show, picture):  # noqa: F811
+    run("image", "ea_resnet50", picture, "--option", "img_size=64", "--out", tmp_path / "m.html")
+    page = show(tmp_path / "m.html")
+    assert page.locator(".top").first.text_content().startswith("The whole image looks at ")
+    page.keyboard.press("ArrowRight")
+    for _ in range(12):
+        page.keyboard.press("ArrowDown")
+    page.wait_for_function("document.querySelector('.where').textContent.includes('layer4.2')")
+    assert page.locator(".top").first.text_content().startswith("Row 1, column 1 looks at ")
+
+
+@pytest.mark.slow
+def test_a_long_sentence_in_a_deep_model_stays_usable(tmp_path, show):
+    words = [f"word{number}" for number in range(600)]
+    (one,) = maps(1, 4, 600, 600)
+    view = TokenView("encoder", None, {"evolving": [one] * 24}, words, words)
+    path = write(tmp_path / "maps.html", [view])
+    assert path.stat().st_size < 6_000_000
+    page = show(path)
+    assert "neighbours share a cell" in page.locator("#note").text_content()
+    for key in ("ArrowDown", "ArrowRight", "ArrowDown", "]"):
+        page.keyboard.press(key)
+    page.locator("#queries .tokens span").nth(31).hover()
+    page.wait_for_function(
+        "document.querySelector('.top').textContent.startsWith('“word31”')"
+        "&& document.getElementById('layer-text').textContent === '3 of 24'",
+        timeout=5000,
+    )
+    assert sum(shaded(page, 0)) > 0.9  # the keys that share a cell have its sum
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (3, 2), (4, 7), (50, 50)])
+def test_neighbours_share_a_cell(queries, keys):
+    probs = maps(1, 2, 9, 14)[0].attn_probs[0]
+    rows = [part.mean(1) for part in probs.split(queries, dim=1)]
+    expected = [torch.stack(rows, 1)[..., i : i + keys].sum(-1) for i in range(0, 14, keys)]
+    torch.testing.assert_close(pages.shared(probs, queries, keys), torch.stack(expected, -1))
+
+
+@pytest.mark.parametrize("keys", [2, 197, 3000])
+def test_packed_probabilities(keys):
+    probs = maps(1, 2, 5, keys)[0].attn_probs[0]
+    packed, most = pages.pack(probs)
+    cells = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(probs.shape)
+    assert most == probs.max()
+    np.testing.assert_allclose(most * (cells / 255) ** 2, probs, atol=most / 250)
+
+
+def test_heads_are_left_out_of_a_large_page(monkeypatch):
+    view = TokenView("encoder", None, {"evolving": maps(3, 8, 7, 7)}, SOURCE, SOURCE)
+    monkeypatch.setattr(type(view), "kind", "image")
+    heads = {"evolving": list(range(8))}
+    layers, shared = pages.pack_view(view, heads, limit=600)
+    assert shared == 1 and 0 < len(heads["evolving"]) < 8
+    assert sum(len(layer["data"]) for layer in layers["evolving"]) <= 600
+    assert layers["evolving"][0]["shape"] == [len(heads["evolving"]), 7, 7]
+
+
+def test_arrays_for_other_programs(tmp_path, picture):  # noqa: F811
+    out = tmp_path / "maps.npz"
+    run("image", "ea_vit_tiny", picture, *OPTIONS, "--out", out)
+    with np.load(out) as found:
+        layers = [found[f"evolving/self-attention/{number:03d}"] for number in range(3)]
+        assert list(found["self-attention/keys"]) == list(range(17))
+    for probs in layers:
+        assert probs.shape == (1, 3, 17, 17) and probs.dtype == np.float32
+        np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
+    names = pages.arrays(sentence_views())
+    assert list(names["encoder-decoder/queries"]) == TARGET
+    assert names["plain/encoder-decoder/001"].shape == (1, 3, 5, 7)
