@@ -38,7 +38,7 @@ EXTRAS = {
     "timm": ["timm>=1.0.31"],
     "timeseries": ["aeon>=1.0.0", "skorch>=1.1.0"],
     "glue": ["tokenizers>=0.15.0", "scikit-learn>=1.3.0"],
-    "viz": ["matplotlib>=3.8.4"],
+    "viz": ["matplotlib>=3.8.4", "scipy>=1.13.0"],
     "demo": ["num2words>=0.5.12", "babel>=2.12.1", "scikit-learn>=1.3.0"],
     "dev": [
         "pytest>=7.4.0",
@@ -46,10 +46,13 @@ EXTRAS = {
         "pytest-xdist>=3.3.1",
         "expecttest>=0.1.6",
         "hypothesis>=6.82.0",
+        "ipykernel>=7.4.0",
         "mypy>=2.4",
+        "nbclient>=0.11.0",
         "onnx>=1.23.2",
         "onnxruntime>=1.32.0",
         "onnxscript>=0.7.2",
+        "playwright>=1.65.2",
         "ruff>=0.17.5",
     ],
 }

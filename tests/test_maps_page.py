@@ -135,7 +135,7 @@ def test_choose_hover_step_and_compare(tmp_path, show):
     probability = views[0].maps["evolving"][1].attn_probs[0, 1, 5, 3].item()
     (shown,) = page.locator(".scale").first.evaluate_all("x => x.map(y => y.textContent)")
     assert shown.startswith("Rows: queries.") and "Here, “frei@@”: " in shown
-    assert abs(float(shown.rpartition(": ")[2].removesuffix(" %.")) - 100 * probability) < 1
+    assert abs(float(shown.rpartition(": ")[2].removesuffix("\u00a0%.")) - 100 * probability) < 1
 
     page.select_option("#attention", label="encoder-decoder")
     assert page.locator("#queries .tokens span").all_text_contents() == TARGET
@@ -224,6 +224,20 @@ def test_a_long_sentence_in_a_deep_model_stays_usable(tmp_path, show):
         timeout=5000,
     )
     assert sum(shaded(page, 0)) > 0.9  # the keys that share a cell have its sum
+    # What is chosen, or looked at most, is scrolled into sight.
+    for key in ("Shift+ArrowRight", "ArrowDown"):
+        for _ in range(20):
+            page.keyboard.press(key)
+    page.wait_for_function("document.getElementById('layer-text').textContent === '23 of 24'")
+    for node in ("#queries .chosen", ".film [aria-current=true]"):
+        page.wait_for_function(
+            "node => { const x = document.querySelector(node).getBoundingClientRect();"
+            "const box = document.querySelector(node).parentElement.getBoundingClientRect();"
+            "return x.top > box.top - 1 && x.bottom < box.bottom + 1"
+            " && x.left > box.left - 1 && x.right < box.right + 1; }",
+            arg=node,
+        )
+    assert page.locator("#queries .chosen").text_content() == "word231"
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (3, 2), (4, 7), (50, 50)])
