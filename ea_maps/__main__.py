@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 if __name__ == "__main__":
     os.environ["MPLBACKEND"] = "agg"  # a notebook's or a desktop's may not exist here
@@ -26,12 +26,13 @@ import matplotlib
 import numpy as np
 
 from ea_maps import draw
-from ea_maps.measure import table
+from ea_maps.measure import SUMMARIES, table
 from ea_maps.page import arrays, as_page
-from ea_maps.view import ImageView, SeriesView, TokenView, View
+from ea_maps.view import HEADS, ImageView, SeriesView, TokenView, View, part_of
 from evolving_attention.commands import add_overwrite, name_value, positive, whole_or_not_at_all
 
-LAYERS, HEADS = 6, 4  # of a picture, at most
+MOST_LAYERS, MOST_HEADS = 6, 4  # of a picture
+CROSS = "encoder-decoder"  # has no rollout or flow: its keys are not its queries
 
 
 def sentence(args: argparse.Namespace) -> List[View]:
@@ -47,8 +48,7 @@ def sentence(args: argparse.Namespace) -> List[View]:
         raise ValueError("--target: this model does not translate")
     axes = axes_of(checkpoint, source, target)
     parts = {attention: attention if len(axes) > 1 else None for attention in axes}
-    if is_picture(args.out):
-        draw.check_paths(args.out, parts.values(), args.overwrite)
+    check_paths(args, parts)
     models = {args.names[0]: maps_of(checkpoint, source, target)}
     if args.compare:
         other = load(args.compare, args.data)
@@ -108,15 +108,32 @@ def is_picture(out: Path) -> bool:
     return out.suffix.lower() not in (".html", ".npz")
 
 
+def shown(attention: str, args: argparse.Namespace) -> List[str]:
+    """What of --show there is of an attention."""
+    return [what for what in dict.fromkeys(args.show) if what == HEADS or attention != CROSS]
+
+
+def check_paths(args: argparse.Namespace, parts: Dict[str, Optional[str]]) -> None:
+    """Raises an error if a picture, or the one file, cannot be written; `parts` by attention."""
+    names: List[Optional[str]] = [None]
+    if is_picture(args.out):
+        names = [part_of(part, what) for name, part in parts.items() for what in shown(name, args)]
+        names.append("movement")
+    draw.check_paths(args.out, names, args.overwrite)
+
+
 def write(args: argparse.Namespace, views: List[View]) -> None:
     """Writes what --out asks for, and prints the paths and the tables."""
     moved = [view.movement() for view in views]
     by_attention = {view.attention: found for view, found in zip(views, moved, strict=True)}
-    if args.rollout:
-        views = [view.rolled_out() for view in views if view.attention != "encoder-decoder"]
-        moved = [by_attention[view.attention] for view in views]
+    pairs = [
+        (view.shown_as(what), found)
+        for view, found in zip(views, moved, strict=True)
+        for what in shown(view.attention, args)
+    ]
+    views, moved = [list(x) for x in zip(*pairs, strict=True)]
     if is_picture(args.out):
-        sizes = (args.layers or LAYERS, args.heads or HEADS)
+        sizes = (args.layers or MOST_LAYERS, args.heads or MOST_HEADS)
         figures: draw.Figures = {view.part: view.figure(*sizes) for view in views}
         figures["movement"] = draw.draw_movement(by_attention)
         print(*draw.save(figures, args.out, args.overwrite), sep="\n")
@@ -146,13 +163,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("maps.png"), help=".png, .svg, .pdf, .html or .npz"
     )
     add_overwrite(common)
-    for what, most in (("layers", LAYERS), ("heads", HEADS)):
+    for what, most in (("layers", MOST_LAYERS), ("heads", MOST_HEADS)):
         default = f"to show at most (default: {most} in a picture, all in a page)"
         common.add_argument(f"--{what}", type=positive, help=default)
     common.add_argument(
-        "--rollout",
-        action="store_true",
-        help="show attention rollout, the maps multiplied from the first layer on, not the heads",
+        "--show",
+        nargs="+",
+        choices=[HEADS, *SUMMARIES],
+        default=[HEADS],
+        metavar="WHAT",
+        help="heads (default), rollout, flow: how much of a token comes from which token of the "
+        "input, through all layers below (Abnar and Zuidema, 2020)",
     )
     common.add_argument(
         "--names",
@@ -204,10 +225,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[List[str]] = None) -> None:
     args = build_parser().parse_args(argv)
     try:
-        parts = [None, "movement"] if is_picture(args.out) else [None]
-        if args.run is sentence and is_picture(args.out):
-            parts = ["movement"]  # the others depend on the model
-        draw.check_paths(args.out, parts, args.overwrite)
+        # The parts of a sentence's picture depend on the model.
+        check_paths(args, {} if args.run is sentence else {"self-attention": None})
         if args.names[0] == args.names[1]:
             raise ValueError(f"--names must differ, got {args.names[0]} twice")
         with matplotlib.rc_context({"font.family": draw.fonts()}):

@@ -268,7 +268,10 @@ def save(figures: Figures, out: Path, overwrite: bool = False) -> List[Path]:
     with ExitStack() as stack:
         for path, figure in reversed(paths.items()):  # the last file appears last
             part = stack.enter_context(whole_or_not_at_all(path, overwrite))
-            figure.savefig(part, bbox_inches="tight", format=path.suffix[1:].lower())
+            try:
+                figure.savefig(part, bbox_inches="tight", format=path.suffix[1:].lower())
+            except RuntimeError as error:  # such as LaTeX that matplotlibrc asks for
+                raise ValueError(f"matplotlib cannot draw {path.name}: {error}") from error
     return list(paths)
 
 

@@ -1,12 +1,18 @@
-"""Measures how far attention moves from layer to layer."""
+"""Measures how far attention moves from layer to layer, and how much of the input it reaches."""
 
 import math
-from typing import List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
 from evolving_attention import AttentionMap
+
+UNIT = 10**9  # scipy computes flows of whole numbers
+FLOW_COST = 10**9  # edges that all flows pass by at most: about a minute
 
 
 class Movement(NamedTuple):
@@ -61,32 +67,101 @@ def movement(maps: Sequence[AttentionMap]) -> List[Movement]:
     return found
 
 
-def rollout(maps: Sequence[AttentionMap]) -> List[AttentionMap]:
-    """Attention rollout (Abnar and Zuidema, 2020): how far each layer's tokens come from the input.
+def with_residuals(maps: Sequence[AttentionMap]) -> List[Tensor]:
+    """What each layer's tokens are made of, (batch, tokens, tokens): the mean of the heads, which
+    counts half, and the token itself, since a layer adds its input to what it attends to.
 
-    Each layer adds its input to what it attends to, so the mean of the heads counts half and the
-    token itself the other half; these matrices are multiplied from the first layer on. With
-    evolving attention, the evolved maps are what is multiplied.
+    With evolving attention, these are the evolved maps.
+    """
+    found: List[Tensor] = []
+    for name, _, attn_probs in maps:
+        probs = attn_probs.detach().double().cpu().mean(dim=1)
+        if probs.size(1) != probs.size(2) or (found and found[0].shape != probs.shape):
+            raise ValueError(
+                "rollout and flow need self-attention over the same tokens in every layer; "
+                f"{name} has maps of {probs.size(1)} x {probs.size(2)}"
+            )
+        found.append((probs + torch.eye(probs.size(1)).to(probs)) / 2)
+    return found
+
+
+def as_maps(names: Sequence[AttentionMap], probs: Sequence[Tensor]) -> List[AttentionMap]:
+    """Maps of one head, (batch, 1, tokens, tokens); attn_logits are the logarithms."""
+    pairs = zip(names, (x.unsqueeze(1) for x in probs), strict=True)
+    return [AttentionMap(attention.name, x.log(), x) for attention, x in pairs]
+
+
+def rollout(maps: Sequence[AttentionMap]) -> List[AttentionMap]:
+    """Attention rollout: how much of each layer's tokens comes from which token of the input.
+
+    The product of :func:`with_residuals` from the first layer on (Abnar and Zuidema, "Quantifying
+    Attention Flow in Transformers", 2020, section 3).
 
     Returns:
-        One map of one head for each layer, (batch, 1, tokens, tokens), the product up to it;
-        attn_logits are the logarithms.
+        One map of one head for each layer, (batch, 1, tokens, tokens): the product up to it.
 
     Raises:
         ValueError: not all maps are of the same tokens.
     """
-    found: List[AttentionMap] = []
-    for name, _, attn_probs in maps:
-        probs = attn_probs.detach().double().mean(dim=1, keepdim=True)
-        if probs.shape[-1] != probs.shape[-2] or (found and found[0][2].shape != probs.shape):
-            raise ValueError(
-                "rollout needs self-attention over the same tokens in every layer; "
-                f"{name} is {tuple(attn_probs.shape)}"
-            )
-        mixed = (probs + torch.eye(probs.size(-1)).to(probs)) / 2
-        rolled = mixed @ found[-1].attn_probs if found else mixed
-        found.append(AttentionMap(name, rolled.log(), rolled))
-    return found
+    found: List[Tensor] = []
+    for mixed in with_residuals(maps):
+        found.append(mixed @ found[-1] if found else mixed)
+    return as_maps(maps, found)
+
+
+def flow(maps: Sequence[AttentionMap]) -> List[AttentionMap]:
+    """Attention flow: how much could pass from each token of the input to a layer's tokens.
+
+    The maximum flow in the graph of all tokens of all layers, whose edges hold at most what
+    :func:`with_residuals` says (Abnar and Zuidema, 2020, section 3). As in the authors' code, the
+    flows of a token are divided by their sum.
+
+    Returns:
+        One map of one head for each layer, (batch, 1, tokens, tokens).
+
+    Raises:
+        ValueError: not all maps are of the same tokens, or there are too many of them.
+    """
+    layers = with_residuals(maps)
+    batch, tokens, _ = layers[0].shape
+    if batch * tokens**4 * len(layers) * (len(layers) + 1) / 2 > FLOW_COST:
+        raise ValueError(
+            f"flow takes too long for {tokens} tokens in {len(layers)} layers; use rollout, or "
+            "fewer tokens"
+        )
+    found = [torch.zeros_like(layer) for layer in layers]
+    for case in range(batch):
+        capacities = [(UNIT * layer[case]).int().numpy() for layer in layers]
+        for number in range(len(layers)):
+            found[number][case] = flow_of(capacities[: number + 1])
+    return as_maps(maps, [flows / flows.sum(dim=2, keepdim=True) for flows in found])
+
+
+def flow_of(capacities: Sequence[np.ndarray]) -> Tensor:
+    """Maximum flows from the last layer's tokens to those of the input, (tokens, tokens).
+
+    A node of the graph is a token of a layer: number `layer * tokens + token`, the input first.
+    """
+    tokens, depth = len(capacities[0]), len(capacities)
+    queries, keys = np.indices((tokens, tokens))
+    edges = (
+        np.concatenate([((layer + 1) * tokens + queries).ravel() for layer in range(depth)]),
+        np.concatenate([(layer * tokens + keys).ravel() for layer in range(depth)]),
+    )
+    weights = np.concatenate([layer.ravel() for layer in capacities])
+    size = (depth + 1) * tokens
+    graph = csr_array((weights, edges), shape=(size, size))
+    flows = [
+        [maximum_flow(graph, depth * tokens + query, key).flow_value for key in range(tokens)]
+        for query in range(tokens)
+    ]
+    return torch.tensor(flows, dtype=torch.float64) / UNIT
+
+
+SUMMARIES: Dict[str, Callable[[Sequence[AttentionMap]], List[AttentionMap]]] = {
+    "rollout": rollout,
+    "flow": flow,
+}
 
 
 def table(movements: Sequence[Movement]) -> str:

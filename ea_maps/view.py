@@ -10,10 +10,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ea_maps import draw
-from ea_maps.measure import Movement, movement, rollout
+from ea_maps.measure import SUMMARIES, Movement, movement
 from evolving_attention import AttentionMap
 
 CHANNELS = 12  # most channels of a series that the page draws
+HEADS = "heads"
+
+
+def part_of(part: Optional[str], what: str) -> Optional[str]:
+    """What is added to the name of a picture that shows `what` of a part."""
+    return part if what == HEADS else "-".join(filter(None, [part, what]))
 
 
 @dataclass
@@ -50,9 +56,13 @@ class View:
     def movement(self) -> Dict[str, List[Movement]]:
         return {name: movement(maps) for name, maps in self.maps.items()}
 
-    def rolled_out(self) -> "View":
-        """The same view of attention rollout."""
-        return replace(self, maps={name: rollout(maps) for name, maps in self.maps.items()})
+    def shown_as(self, what: str) -> "View":
+        """The same view of "heads", or of one of SUMMARIES, which all heads have in common."""
+        if what == HEADS:
+            return self
+        maps = {name: SUMMARIES[what](found) for name, found in self.maps.items()}
+        attention = f"{self.attention}, {what}"
+        return replace(self, attention=attention, part=part_of(self.part, what), maps=maps)
 
 
 @dataclass

@@ -3,14 +3,18 @@
 
 import itertools
 import re
+import shutil
 from pathlib import Path
 
+import matplotlib
+import networkx
 import numpy as np
 import pytest
 import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from PIL import Image
 from scipy.spatial.distance import jensenshannon
 from test_fairseq_commands import TRAINING, USER_DIR, data, fairseq  # noqa: F401
@@ -189,6 +193,83 @@ def test_movement():
     assert f"{layers[1].distance.mean():.3f} | {expected:.3f}" in lines[3]
 
 
+def self_attention(layers, tokens, batch=2, heads=3, causal=False):
+    logits = 2 * torch.randn(
+        layers, batch, heads, tokens, tokens, generator=torch.Generator().manual_seed(tokens)
+    )
+    if causal:
+        logits += torch.full((tokens, tokens), float("-inf")).triu(1)
+    return [AttentionMap(f"layers.{i}", x, x.softmax(-1)) for i, x in enumerate(logits)]
+
+
+def residual(attention, case):
+    """A layer's map of one sentence, as in the paper: 0.5 W_att + 0.5 I."""
+    probs = attention.attn_probs[case].double().mean(0).numpy()
+    return 0.5 * probs + 0.5 * np.eye(len(probs))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_rollout(causal):
+    maps = self_attention(4, 6, causal=causal)
+    found = measure.rollout(maps)
+    assert [x.name for x in found] == [x.name for x in maps]
+    for case in range(2):
+        expected = np.eye(6)
+        for attention, rolled in zip(maps, found, strict=True):
+            expected = residual(attention, case) @ expected
+            np.testing.assert_allclose(rolled.attn_probs[case, 0], expected, rtol=1e-9)
+            np.testing.assert_allclose(rolled.attn_probs[case].sum(-1), 1, rtol=1e-6)
+            assert not causal or not rolled.attn_probs.triu(1).any()
+            torch.testing.assert_close(rolled.attn_logits.exp(), rolled.attn_probs)
+
+
+@pytest.mark.parametrize(("layers", "tokens", "causal"), [(3, 4, False), (2, 6, True), (4, 1, 0)])
+def test_flow(layers, tokens, causal):
+    """It is networkx's maximum flow, each token's divided by their sum."""
+    maps = self_attention(layers, tokens, causal=causal)
+    found = measure.flow(maps)
+    for case in range(2):
+        graph = networkx.DiGraph()
+        for layer, attention in enumerate(maps):
+            for (query, key), weight in np.ndenumerate(residual(attention, case)):
+                graph.add_edge((layer + 1, query), (layer, key), capacity=weight)
+            expected = np.array(
+                [
+                    [
+                        networkx.maximum_flow_value(graph, (layer + 1, query), (0, key))
+                        for key in range(tokens)
+                    ]
+                    for query in range(tokens)
+                ]
+            )
+            expected /= expected.sum(1, keepdims=True)
+            np.testing.assert_allclose(found[layer].attn_probs[case, 0], expected, atol=1e-7)
+
+
+def test_rollout_and_flow_are_those_of_the_evolved_maps():
+    model = vit(alpha=0.5, beta=1.0)
+    x = pixels(1, 3, 32, 32)
+    with torch.no_grad(), collect_maps(model) as maps:
+        model(x)
+    last = model.blocks[2].attn
+    assert last.evolution is not None and not torch.equal(maps[2].attn_logits, maps[1].attn_logits)
+    expected = residual(maps[2], 0) @ residual(maps[1], 0) @ residual(maps[0], 0)
+    np.testing.assert_allclose(measure.rollout(maps)[2].attn_probs[0, 0], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("summary", measure.SUMMARIES.values())
+def test_what_has_no_rollout_or_flow_is_named(summary):
+    maps = self_attention(2, 4)
+    for name, other in (("cross", (2, 3, 4, 5)), ("smaller", (2, 3, 3, 3))):
+        with pytest.raises(ValueError, match=f"need self-attention over the same .* {name} has"):
+            summary([*maps, AttentionMap(name, None, torch.rand(other))])
+
+
+def test_a_flow_that_would_never_end_is_named():
+    with pytest.raises(ValueError, match="too long for 197 tokens in 12 layers; use rollout"):
+        measure.flow(self_attention(12, 197, batch=1, heads=1))
+
+
 @given(st.integers(1, 200), st.integers(1, 20))
 def test_large_models_are_sampled_not_cut_off(count, limit):
     chosen = draw.spread(count, limit)
@@ -239,6 +320,56 @@ def test_dollars_are_no_formula(tmp_path):
     assert path.stat().st_size > 1000
 
 
+def test_matplotlibrc_does_not_turn_the_pictures_over(tmp_path):
+    """Names stay as they are, and the first row at the top, whatever matplotlibrc says."""
+    names = ["a_b", "$", "%"]
+    maps = [AttentionMap("0", p, p) for p in [probabilities(1, 1, 3, 3)]]
+    look = images.look(vit(), Image.fromarray((255 * pixels(32, 32, 3)).byte().numpy()))
+    mine = {"image.origin": "lower", "axes.grid": True, "image.interpolation": "hanning"}
+    with matplotlib.rc_context({**mine, "text.usetex": True}):
+        figures = [
+            draw.draw_tokens({"$": maps, "a_b": maps}, names, names, layers=1, heads=1),
+            draw.draw_image({"$": look}, layers=1, heads=1),
+            draw.draw_series({"$": maps}, np.random.rand(2, 3), layers=1, heads=1),
+        ]
+        moved = draw.draw_movement({"self": {"a_b": measure.movement(maps)}})
+    for figure in figures:
+        axes = next(a for a in figure.findobj(draw.Axes) if a.get_title())
+        assert axes.yaxis_inverted()
+        assert all(image.origin == "upper" for image in axes.images)
+    for figure in (*figures, moved):
+        texts = [x for x in figure.findobj(Text) if x.get_text() in names]
+        assert texts or figure in figures[1:]
+        assert not any(text.get_usetex() or text.get_parse_math() for text in texts)
+
+
+@pytest.mark.skipif(shutil.which("latex") is not None, reason="LaTeX is installed")
+def test_latex_that_is_missing_is_named(tmp_path, picture):
+    out = tmp_path / "maps.png"
+    with (
+        matplotlib.rc_context({"text.usetex": True}),
+        pytest.raises(SystemExit, match="ea_maps: error: .*latex could not be found"),
+    ):
+        run("image", "ea_vit_tiny", picture, *OPTIONS, "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("family", ["cmr10", "serif"])
+def test_fonts_of_matplotlibrc_come_first(recwarn, family):
+    """Letters that they lack are taken from other fonts: cmr10 has neither Greek nor Cyrillic."""
+    names = ["λόγος", "слово", "ä"]
+    maps = [AttentionMap("0", p, p) for p in [probabilities(1, 1, 3, 3)]]
+    with matplotlib.rc_context({"font.family": family}):
+        fonts = draw.fonts()
+        matplotlib.rcParams["font.family"] = fonts
+        figure = draw.draw_tokens({"ours": maps}, names, names, layers=1, heads=1)
+        figure.draw_without_rendering()
+    assert fonts[0] == family and "DejaVu Sans" in fonts
+    assert len(fonts) == len(set(fonts))
+    assert set(fonts[1:]) <= set(matplotlib.font_manager.get_font_names())
+    assert not [w for w in recwarn if "missing from font" in str(w.message)]
+
+
 def test_models_of_different_depth_are_drawn_whole():
     deep = measure.movement([AttentionMap("", p, p) for p in probabilities(9, 1, 2, 4, 4)])
     figure = draw.draw_movement({"self": {"deep": deep, "shallow": deep[:3]}})
@@ -261,6 +392,66 @@ def test_what_is_shown_over_an_image(options, row):
     expected = probs[0, prefix:] if row == 0 else probs[prefix:, prefix:].mean(0)
     heat = look.heat_of(look.maps[1], 2)
     torch.testing.assert_close(heat, expected.reshape(4, 4))
+
+
+@pytest.mark.parametrize("name", ["ea_vit_tiny", "ea_deit_tiny_distilled", "ea_resnet34"])
+@pytest.mark.parametrize("size", [32, (32, 64)])
+def test_an_image_gets_the_size_that_the_model_was_made_for(name, size):
+    options = {} if "resnet" in name else {**SMALL, "depth": 2}
+    model = images.load(name, **{**options, "img_size": size})
+    look = images.look(model, Image.new("L", (50, 40), 200))
+    assert look.image.shape == ((32, 32, 3) if size == 32 else (32, 64, 3))
+
+
+DEPTHS = {
+    "I;16": lambda x: (x * 65535).astype(np.uint16),
+    "12 bits": lambda x: (x * 4095).astype(np.uint16),
+    "I": lambda x: (x * (2**24 - 1)).astype(np.int32),
+    "F": lambda x: x.astype(np.float32),
+    "temperature": lambda x: (300 * x - 100).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    ("depth", "suffix"), [*((x, "tiff") for x in DEPTHS), ("I;16", "png"), ("12 bits", "png")]
+)
+def test_deep_images_are_scaled_and_not_clipped(tmp_path, depth, suffix):
+    grey = np.linspace(0, 1, 256).reshape(16, 16)
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(DEPTHS[depth](grey)).save(path)
+    found = np.asarray(images.read(path))
+    assert found.shape == (16, 16, 3) and found.dtype == np.uint8
+    assert np.abs(found - 255 * grey[..., None]).max() <= 1
+
+
+def test_numbers_that_are_no_image_are_named(tmp_path, picture):
+    path = tmp_path / "nan.tiff"
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(path)
+    with pytest.raises(SystemExit, match="must hold finite numbers, but holds NaN or infinity"):
+        run("image", "ea_vit_tiny", path, *OPTIONS, "--out", tmp_path / "maps.png")
+
+
+def test_an_animated_image_shows_its_first_frame_and_says_so(tmp_path, capsys):
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue", "lime")]
+    for suffix in ("gif", "png", "webp"):
+        path = tmp_path / f"moving.{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+        assert images.read(path).getpixel((3, 3)) == (255, 0, 0)
+        assert f"moving.{suffix} has 3 frames; the first is shown" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_an_image_of_200_megapixels(tmp_path, recwarn, suffix):
+    path = tmp_path / f"large.{suffix}"
+    large = Image.new("L", (20_000, 10_000), 255)
+    large.paste(0, (0, 0, 10_000, 10_000))
+    large.save(path)
+    found = images.read(path)
+    look = images.look(vit(img_size=(32, 64)), found)
+    assert abs(look.image[:, :30]).max() < 0.01 and look.image[:, 34:].min() > 0.99
+    assert not [w for w in recwarn if "Decompression" in str(w.category)]
+    assert Image.MAX_IMAGE_PIXELS is not None  # as it was
 
 
 def test_an_image_that_is_not_square_or_padded():
@@ -313,8 +504,24 @@ def test_an_image_on_the_command_line(tmp_path, capsys, picture, suffix, start):
 
 
 def test_a_resnet_on_the_command_line(tmp_path, picture):
-    run("image", "ea_resnet50", picture, "--option", "img_size=64", "--out", tmp_path / "maps.png")
+    resnet = ["image", "ea_resnet50", picture, "--option", "img_size=64"]
+    run(*resnet, "--out", tmp_path / "maps.png")
     assert (tmp_path / "maps.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit, match=r"layer4.0.conv2.attn has maps of 4 x 4"):
+        run(*resnet, "--show", "rollout", "--out", tmp_path / "other.png")
+
+
+def test_rollout_and_flow_on_the_command_line(tmp_path, picture):
+    vit = ["image", "ea_vit_tiny", picture, *OPTIONS]
+    run(*vit, "--show", "flow", "heads", "rollout", "--out", tmp_path / "maps.png")
+    pictures = ["maps-flow.png", "maps-movement.png", "maps-rollout.png", "maps.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*pictures, "picture.png"]
+    assert len({(tmp_path / name).read_bytes() for name in pictures}) == 4
+    run(*vit, "--show", "rollout", "--out", tmp_path / "maps.npz")
+    with np.load(tmp_path / "maps.npz") as found:
+        assert found["evolving/self-attention, rollout/002"].shape == (1, 1, 17, 17)
+    with pytest.raises(SystemExit, match="maps-rollout.png already exists"):
+        run("image", "no model", picture, "--show", "rollout", "--out", tmp_path / "maps.png")
 
 
 @pytest.mark.slow
