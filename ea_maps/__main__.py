@@ -28,10 +28,18 @@ import numpy as np
 from ea_maps import draw
 from ea_maps.measure import SUMMARIES, table
 from ea_maps.page import arrays, as_page
-from ea_maps.view import HEADS, ImageView, SeriesView, TokenView, View, part_of
+from ea_maps.view import (
+    HEADS,
+    MOST_HEADS,
+    MOST_LAYERS,
+    ImageView,
+    SeriesView,
+    TokenView,
+    View,
+    part_of,
+)
 from evolving_attention.commands import add_overwrite, name_value, positive, whole_or_not_at_all
 
-MOST_LAYERS, MOST_HEADS = 6, 4  # of a picture
 CROSS = "encoder-decoder"  # has no rollout or flow: its keys are not its queries
 
 
@@ -57,11 +65,11 @@ def sentence(args: argparse.Namespace) -> List[View]:
         models[args.names[1]] = maps_of(other, source, target)
     return [
         TokenView(
-            attention,
-            parts[attention],
             {name: maps[attention] for name, maps in models.items()},
             queries,
             keys,
+            attention=attention,
+            part=parts[attention],
         )
         for attention, (queries, keys) in axes.items()
     ]
@@ -86,8 +94,7 @@ def image(args: argparse.Namespace) -> List[View]:
         name: look(load(model, checkpoint, **options), picture)
         for name, (model, checkpoint, options) in zip(args.names, sides, strict=False)
     }
-    maps = {name: one.maps for name, one in looks.items()}
-    return [ImageView("self-attention", None, maps, looks)]
+    return [ImageView.of(looks)]
 
 
 def series(args: argparse.Namespace) -> List[View]:
@@ -101,7 +108,7 @@ def series(args: argparse.Namespace) -> List[View]:
     models = {args.names[0]: maps}
     if args.compare:
         models[args.names[1]] = look(*load(args.compare), cases[args.case])[1]
-    return [SeriesView("self-attention", None, models, seen.numpy())]
+    return [SeriesView(models, seen.numpy())]
 
 
 def is_picture(out: Path) -> bool:
@@ -140,7 +147,7 @@ def write(args: argparse.Namespace, views: List[View]) -> None:
     else:
         with whole_or_not_at_all(args.out, args.overwrite) as part:
             if args.out.suffix.lower() == ".html":
-                page = as_page(views, moved, args.title(args), args.layers, args.heads)
+                page = as_page(views, args.title(args), args.layers, args.heads, moved)
                 part.write_text(page, encoding="utf-8")
             else:
                 np.savez_compressed(part, **arrays(views))

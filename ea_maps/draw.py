@@ -1,5 +1,6 @@
 """Draws maps: layers from top to bottom, heads from left to right, models side by side."""
 
+import io
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
@@ -41,6 +42,15 @@ FONTS = (
 Models = Dict[str, Sequence[AttentionMap]]
 Figures = Dict[Optional[str], Figure]  # by the ending of the file's name
 Cell = Callable[[Axes, str, AttentionMap, int], None]
+
+
+class Picture(Figure):
+    """A figure that a notebook shows as the last line of a cell, also without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", bbox_inches="tight")
+        return file.getvalue()
 
 
 class Look(NamedTuple):
@@ -105,7 +115,7 @@ def draw(
     rows = [len(layer_numbers) for layer_numbers, _ in chosen.values()]
     columns = [len(head_numbers) for _, head_numbers in chosen.values()]
     inches = (size[0] * sum(columns) + 1.2, size[1] * max(rows) + 1.2)
-    figure = Figure(figsize=inches, layout="compressed")
+    figure = Picture(figsize=inches, layout="compressed")
     parts = figure.subfigures(1, len(chosen), width_ratios=columns, squeeze=False)[0]
     for part, (name, (layer_numbers, head_numbers)) in zip(parts, chosen.items(), strict=True):
         if len(chosen) > 1:
@@ -230,7 +240,7 @@ def draw_movement(movements: Dict[str, Dict[str, List[Movement]]]) -> Figure:
     Args:
         movements: the layers, by attention and by model.
     """
-    figure = Figure(figsize=(6.4, 2.2 * len(movements) + 0.3), layout="constrained")
+    figure = Picture(figsize=(6.4, 2.2 * len(movements) + 0.3), layout="constrained")
     axes = figure.subplots(len(movements), 2, squeeze=False)
     for row, (attention, models) in zip(axes, movements.items(), strict=True):
         for color, (name, layers) in enumerate(models.items()):

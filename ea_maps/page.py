@@ -1,6 +1,7 @@
 """Writes maps as an interactive page of HTML, which needs nothing else, or as numpy's arrays."""
 
 import base64
+import html
 import json
 import zlib
 from dataclasses import replace
@@ -124,19 +125,29 @@ def number_of(measured: Optional[Tensor]) -> Optional[float]:
     return None if measured is None else round(float(measured.mean()), 4)
 
 
+class Page(str):
+    """The text of a page, which a notebook shows in a frame as the last line of a cell."""
+
+    def _repr_html_(self) -> str:
+        frame = 'width="100%" height="900" style="border: 0"'
+        return f'<iframe {frame} srcdoc="{html.escape(self)}"></iframe>'
+
+
 def as_page(
     views: Sequence[View],
-    movements: Sequence[Dict[str, List[Movement]]],
-    title: str,
+    title: str = "Attention maps",
     most_layers: Optional[int] = None,
     most_heads: Optional[int] = None,
-) -> str:
+    movements: Optional[Sequence[Dict[str, List[Movement]]]] = None,
+) -> Page:
     """The page.
 
     Args:
-        movements: of each view, by model.
+        title: the heading.
         most_layers, most_heads: to hold at most; None means all that fit.
+        movements: of each view, by model; None means those of its own maps.
     """
+    movements = [view.movement() for view in views] if movements is None else movements
     limit = LIMIT // len(views)
     found = [
         describe(view, moved, most_layers, most_heads, limit)
@@ -144,7 +155,7 @@ def as_page(
     ]
     text = json.dumps({"title": title, "views": found}, ensure_ascii=False, allow_nan=False)
     text = text.replace("<", "\\u003c")  # nothing may end the script element
-    return TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", text, 1)
+    return Page(TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", text, 1))
 
 
 def arrays(views: Sequence[View]) -> Dict[str, np.ndarray]:

@@ -1,8 +1,15 @@
-"""What there is to see of one attention: its maps in one or two models, and what they are over."""
+"""What there is to see of one attention: its maps in one or two models, and what they are over.
+
+In Python or a notebook::
+
+    TokenView({"evolving": maps}, tokens, tokens).figure()  # maps of collect_maps
+    ImageView.of({"evolving": look(model, image)}).figure()  # look of ea_maps.image
+    as_page([view])  # of ea_maps.page: interactive
+"""
 
 import base64
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Dict, List, Optional, Sequence
 
 import numpy as np
@@ -13,6 +20,7 @@ from ea_maps import draw
 from ea_maps.measure import SUMMARIES, Movement, movement
 from evolving_attention import AttentionMap
 
+MOST_LAYERS, MOST_HEADS = 6, 4  # of a picture
 CHANNELS = 12  # most channels of a series that the page draws
 HEADS = "heads"
 
@@ -27,18 +35,18 @@ class View:
     """One attention.
 
     Attributes:
+        maps: by the name of the model, layer by layer; of one sentence, image or series.
         attention: its name.
         part: what is added to the name of its picture, if anything.
-        maps: by the name of the model, layer by layer.
     """
 
     kind: ClassVar[str]
-    attention: str
-    part: Optional[str]
     maps: Dict[str, List[AttentionMap]]
+    attention: str = field(default="self-attention", kw_only=True)
+    part: Optional[str] = field(default=None, kw_only=True)
 
-    def figure(self, layers: int, heads: int) -> Figure:
-        """A picture of at most so many layers and heads."""
+    def figure(self, layers: int = MOST_LAYERS, heads: int = MOST_HEADS) -> Figure:
+        """A picture of at most so many layers and heads, evenly spaced."""
         raise NotImplementedError
 
     def labels(self) -> Dict[str, Sequence[Any]]:
@@ -73,7 +81,7 @@ class TokenView(View):
     queries: Sequence[str]
     keys: Sequence[str]
 
-    def figure(self, layers: int, heads: int) -> Figure:
+    def figure(self, layers: int = MOST_LAYERS, heads: int = MOST_HEADS) -> Figure:
         return draw.draw_tokens(self.maps, self.queries, self.keys, layers, heads)
 
     def labels(self) -> Dict[str, Sequence[Any]]:
@@ -87,7 +95,12 @@ class ImageView(View):
     kind = "image"
     looks: Dict[str, draw.Look]
 
-    def figure(self, layers: int, heads: int) -> Figure:
+    @classmethod
+    def of(cls, looks: Dict[str, draw.Look]) -> "ImageView":
+        """The view of what :func:`ea_maps.image.look` found, by the name of the model."""
+        return cls({name: look.maps for name, look in looks.items()}, looks)
+
+    def figure(self, layers: int = MOST_LAYERS, heads: int = MOST_HEADS) -> Figure:
         looks = {name: look._replace(maps=self.maps[name]) for name, look in self.looks.items()}
         return draw.draw_image(looks, layers, heads)
 
@@ -124,7 +137,7 @@ class SeriesView(View):
     kind = "series"
     series: np.ndarray
 
-    def figure(self, layers: int, heads: int) -> Figure:
+    def figure(self, layers: int = MOST_LAYERS, heads: int = MOST_HEADS) -> Figure:
         return draw.draw_series(self.maps, self.series, layers, heads)
 
     def labels(self) -> Dict[str, Sequence[Any]]:

@@ -34,14 +34,13 @@ def both(*shape, seed=0):
 
 def sentence_views():
     return [
-        TokenView("encoder", "encoder", both(4, 3, 7, 7), SOURCE, SOURCE),
-        TokenView("encoder-decoder", "cross", both(2, 3, 5, 7, seed=7), TARGET, SOURCE),
+        TokenView(both(4, 3, 7, 7), SOURCE, SOURCE, attention="encoder"),
+        TokenView(both(2, 3, 5, 7, seed=7), TARGET, SOURCE, attention="encoder-decoder"),
     ]
 
 
 def write(path, views, title="checkpoint.pt: <i>a sentence</i>"):
-    text = pages.as_page(views, [view.movement() for view in views], title)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(pages.as_page(views, title), encoding="utf-8")
     return path
 
 
@@ -142,6 +141,20 @@ def test_choose_hover_step_and_compare(tmp_path, show):
     assert_shows(page, views[1], 1, None, 4)
 
 
+def test_rollout_is_one_more_view(tmp_path, show):
+    encoder, cross = sentence_views()
+    rolled = encoder.shown_as("rollout")
+    page = show(write(tmp_path / "maps.html", [encoder, rolled, cross]))
+    page.select_option("#head", label="3")
+    page.select_option("#attention", label="encoder, rollout")
+    page.locator("#next").click()
+    page.locator("#queries .tokens span").nth(2).hover()
+    assert_shows(page, rolled, 1, 0, 2)
+    assert page.locator("#head option").all_text_contents() == ["1"]
+    page.select_option("#attention", label="encoder-decoder")
+    assert_shows(page, cross, 1, None, 2)
+
+
 def test_the_keyboard_alone_is_enough(tmp_path, show):
     views = sentence_views()
     page = show(write(tmp_path / "maps.html", views))
@@ -160,7 +173,7 @@ def test_the_keyboard_alone_is_enough(tmp_path, show):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_nothing_is_cut_off_at_any_size(tmp_path, show, size):
     series = np.sin(np.arange(90).reshape(1, 90) / 9) * np.ones((3, 1))
-    views = [*sentence_views(), SeriesView("steps", None, both(3, 2, 90, 90), series)]
+    views = [*sentence_views(), SeriesView(both(3, 2, 90, 90), series, attention="steps")]
     page = show(write(tmp_path / "maps.html", views), size)
     for attention in ("encoder", "steps"):
         page.select_option("#attention", label=attention)
@@ -210,7 +223,7 @@ def test_a_resnet_whose_maps_change_their_size(tmp_path, show, picture):  # noqa
 def test_a_long_sentence_in_a_deep_model_stays_usable(tmp_path, show):
     words = [f"word{number}" for number in range(600)]
     (one,) = maps(1, 4, 600, 600)
-    view = TokenView("encoder", None, {"evolving": [one] * 24}, words, words)
+    view = TokenView({"evolving": [one] * 24}, words, words)
     path = write(tmp_path / "maps.html", [view])
     assert path.stat().st_size < 6_000_000
     page = show(path)
@@ -258,7 +271,7 @@ def test_packed_probabilities(keys):
 
 
 def test_heads_are_left_out_of_a_large_page(monkeypatch):
-    view = TokenView("encoder", None, {"evolving": maps(3, 8, 7, 7)}, SOURCE, SOURCE)
+    view = TokenView({"evolving": maps(3, 8, 7, 7)}, SOURCE, SOURCE)
     monkeypatch.setattr(type(view), "kind", "image")
     heads = {"evolving": list(range(8))}
     layers, shared = pages.pack_view(view, heads, limit=600)
