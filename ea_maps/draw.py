@@ -182,26 +182,31 @@ def add_scale(figure: Figure, text: str, vmax: float, cmap: str = COLORS) -> Fig
 def draw_image(looks: Dict[str, Look], layers: int, heads: int) -> Figure:
     """The attention of each model over its input image in grey."""
     captions = {name: f"{look.whose},\neach map by its own maximum" for name, look in looks.items()}
-    greys = {name: stretch(look.image.mean(axis=2)) for name, look in looks.items()}
 
     def cell(axes: Axes, model: str, attention: AttentionMap, head: int) -> None:
-        height, width = greys[model].shape
-        heat = looks[model].heat_of(attention, head).float().cpu()
-        below, right = looks[model].covers
-        upright = {"origin": "upper", "aspect": "equal"}
-        below_image = {"extent": (0, width, height, 0), **upright}
-        axes.imshow(greys[model], cmap="gray", vmin=0, vmax=1, **below_image)
-        # Places with little attention show more of the image.
-        shown = 0.9 * (heat / heat.max()).sqrt().numpy()
-        box = {"extent": (0, right, below, 0), "interpolation": "bilinear", **upright}
-        axes.imshow(heat, cmap="plasma", vmin=0, alpha=shown, **box)
-        axes.set_xlim(0, width)
-        axes.set_ylim(height, 0)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        draw_over_image(axes, looks[model], attention, head)
 
     models = {name: look.maps for name, look in looks.items()}
     return draw(models, cell, layers, heads, (1.4, 1.4), captions)
+
+
+def draw_over_image(axes: Axes, look: Look, attention: AttentionMap, head: int) -> None:
+    """One head's attention over the image in grey."""
+    grey = stretch(look.image.mean(axis=2))
+    height, width = grey.shape
+    heat = look.heat_of(attention, head).float().cpu()
+    below, right = look.covers
+    upright = {"origin": "upper", "aspect": "equal"}
+    below_image = {"extent": (0, width, height, 0), **upright}
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, **below_image)
+    # Places with little attention show more of the image.
+    shown = 0.9 * (heat / heat.max()).sqrt().numpy()
+    box = {"extent": (0, right, below, 0), "interpolation": "bilinear", **upright}
+    axes.imshow(heat, cmap="plasma", vmin=0, alpha=shown, **box)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_xticks([])
+    axes.set_yticks([])
 
 
 def stretch(grey: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from evolving_attention import AttentionEvolution, reference
+from evolving_attention import AttentionEvolution, AttentionMap, reference
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -35,6 +35,15 @@ def test_a_timm_model_and_its_maps(capsys):
     assert names["model"].eval()(names["images"]).shape == (2, 10)
     exec(MAPS[0], names)
     assert capsys.readouterr().out.count("torch.Size([2, 6, 197, 197])") == 12
+
+
+def test_maps_in_a_notebook():
+    _, snippet = MAPS
+    logits = torch.randn(2, 1, 3, 5, 5)
+    maps = [AttentionMap(str(i), x, x.softmax(-1)) for i, x in enumerate(logits)]
+    names = {"maps": maps, "tokens": list("abcde")}
+    exec(snippet, names)
+    assert names["view"].figure()._repr_png_().startswith(b"\x89PNG")
 
 
 def test_layers_of_ones_own():

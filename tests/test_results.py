@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples" / "results"))
 
+import picture  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
 from experiments import EXPERIMENTS  # noqa: E402
+from with_timm import MEAN, STD  # noqa: E402
 
 import ea_fairseq  # noqa: E402, F401 (makes checkpoints loadable)
+from evolving_attention import collect_maps  # noqa: E402
 
 
 def test_the_documents_say_what_the_results_say():
@@ -99,6 +103,37 @@ def test_models_for_images_share_their_initial_weights(setting):
     assert len(shared) > 20
     for name in shared:
         assert torch.equal(plain[name], model[name]), name
+
+
+def test_the_picture_of_a_pair(tmp_path, monkeypatch, capsys):
+    """It shows the maps of the weights that are given."""
+    experiment, image = EXPERIMENTS["images"], torch.arange(3072, dtype=torch.uint8).view(3, 32, 32)
+    (tmp_path / "weights").mkdir()
+    for setting in picture.SETTINGS:
+        model = experiment.build(experiment.settings[setting], seed=7)
+        torch.save(model.state_dict(), run.kept(tmp_path / "weights", (experiment, setting, 7)))
+    images = image.expand(2, -1, -1, -1)
+    torch.save((images, torch.zeros(2), images, torch.tensor([3, 4])), tmp_path / "cifar10.pt")
+    out = tmp_path / "maps.png"
+    arguments = ["--weights", tmp_path / "weights", "--work", tmp_path, "--seed", 7, "--out", out]
+    monkeypatch.setattr(sys, "argv", ["picture.py", *map(str, arguments), "--image", "1"])
+    picture.main()
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert "the image shows: deer" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="maps.png already exists"):
+        picture.main()
+
+    look = picture.look_of(tmp_path / "weights", "evolving", 7, image)
+    model = experiment.build(experiment.settings["evolving"], seed=7).eval()
+    with torch.no_grad(), collect_maps(model) as maps:
+        model(
+            (image / 255 - torch.tensor(MEAN).view(3, 1, 1))[None] / torch.tensor(STD).view(3, 1, 1)
+        )
+    torch.testing.assert_close(look.maps[5].attn_probs, maps[5].attn_probs)
+    expected = maps[5].attn_probs[0, 1, 0, 1:].view(8, 8)  # of the class token
+    torch.testing.assert_close(look.heat_of(look.maps[5], 1), expected)
+    figure = picture.draw({"evolving": look, "plain": look})
+    assert len([axes for axes in figure.findobj(Axes) if axes.images]) == 2 * 2 * 6
 
 
 def test_augmentation_moves_and_flips_images():
