@@ -142,7 +142,12 @@ def look(
 
     Args:
         size: height and width to resize the image to; None means the model's own.
+
+    Raises:
+        ValueError: the model is in training mode, in which a pass would change it.
     """
+    if model.training:
+        raise ValueError("model must be in evaluation mode: call model.eval() first")
     size = size_of(model) if size is None else to_2tuple(size)
     config = resolve_data_config({"input_size": (3, *size)}, model=model)
     transformed = create_transform(**config, is_training=False)(as_rgb(image))

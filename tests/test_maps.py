@@ -403,6 +403,11 @@ def test_an_image_gets_the_size_that_the_model_was_made_for(name, size):
     assert look.image.shape == ((32, 32, 3) if size == 32 else (32, 64, 3))
 
 
+def test_a_model_in_training_is_named():
+    with pytest.raises(ValueError, match="must be in evaluation mode: call model.eval"):
+        images.look(vit().train(), Image.new("L", (50, 40), 200))
+
+
 DEPTHS = {
     "I;16": lambda x: (x * 65535).astype(np.uint16),
     "12 bits": lambda x: (x * 4095).astype(np.uint16),
@@ -566,6 +571,12 @@ def test_a_sentence_on_the_command_line(tmp_path, capsys, data):
     with pytest.raises(SystemExit, match="none of the tokens of 'q r' is in the dictionary"):
         run("sentence", ours, "q r", "--out", tmp_path / "other.png")
 
+    page = tmp_path / "maps.html"
+    run("sentence", ours, "a b c d", "--show", "heads", "rollout", "--out", page)
+    for attention in ("encoder", "encoder, rollout", "decoder, rollout", "encoder-decoder"):
+        assert f'"attention": "{attention}"' in page.read_text(encoding="utf-8")
+    assert "encoder-decoder, rollout" not in page.read_text(encoding="utf-8")
+
     # No picture is replaced without --overwrite, whichever of the names it has.
     for part in ("encoder", "decoder", "encoder-decoder", "movement"):
         folder = tmp_path / part
@@ -617,13 +628,15 @@ def test_a_series_on_the_command_line(tmp_path, capsys):
     estimator.fit(train.series, train.targets).save(tmp_path / "estimator.pt")
     arguments = [*task_of(folder, "Made"), "--arch", "ea_dc_transformer", *NETWORK]
     fairseq("train", *arguments, "--save-dir", tmp_path / "fairseq", "--max-epoch", 1)
-    out = tmp_path / "maps.png"
+    out, page = tmp_path / "maps.png", tmp_path / "maps.html"
     run(
         *("series", tmp_path / "estimator.pt", "Made", "--folder", folder, "--case", 3),
         *("--compare", tmp_path / "fairseq/checkpoint_last.pt", "--out", out),
     )
     assert out.stat().st_size > 10_000
     assert "blocks.1.second.attention" in capsys.readouterr().out
+    run("series", tmp_path / "estimator.pt", "Made", "--folder", folder, "--out", page)
+    assert '"kind": "series"' in page.read_text(encoding="utf-8")
     with pytest.raises(SystemExit, match=r"--case must lie in \[0, 23\], got 24"):
         run("series", tmp_path / "estimator.pt", "Made", "--folder", folder, "--case", 24)
 
