@@ -68,10 +68,10 @@ def movement(maps: Sequence[AttentionMap]) -> List[Movement]:
 
 
 def with_residuals(maps: Sequence[AttentionMap]) -> List[Tensor]:
-    """What each layer's tokens are made of, (batch, tokens, tokens): the mean of the heads, which
-    counts half, and the token itself, since a layer adds its input to what it attends to.
+    """What each layer's tokens are made of, (batch, tokens, tokens).
 
-    With evolving attention, these are the evolved maps.
+    A layer adds its input to what it attends to, so the mean of the heads counts half, and the
+    token itself the other half. With evolving attention, the evolved maps are what counts.
     """
     found: List[Tensor] = []
     for name, _, attn_probs in maps:
@@ -85,9 +85,9 @@ def with_residuals(maps: Sequence[AttentionMap]) -> List[Tensor]:
     return found
 
 
-def as_maps(names: Sequence[AttentionMap], probs: Sequence[Tensor]) -> List[AttentionMap]:
-    """Maps of one head, (batch, 1, tokens, tokens); attn_logits are the logarithms."""
-    pairs = zip(names, (x.unsqueeze(1) for x in probs), strict=True)
+def as_maps(maps: Sequence[AttentionMap], probs: Sequence[Tensor]) -> List[AttentionMap]:
+    """Maps of one head with the names of `maps`; attn_logits are the logarithms."""
+    pairs = zip(maps, (x.unsqueeze(1) for x in probs), strict=True)
     return [AttentionMap(attention.name, x.log(), x) for attention, x in pairs]
 
 
