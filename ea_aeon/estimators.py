@@ -8,7 +8,18 @@ import threading
 import warnings
 from dataclasses import asdict
 from numbers import Integral, Real
-from typing import Any, Callable, ClassVar, Dict, List, Optional, Sequence, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 import torch
@@ -24,7 +35,11 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from ea_aeon.data import Cases, Preparation, collate, pad, split_off
-from ea_aeon.network import DCTransformer, Ensemble
+from ea_aeon.network import DCTransformer, Ensemble, member_of
+from evolving_attention import AttentionMap, collect_maps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCHEDULES = ("constant", "cosine")
 # Defaults: at least so many epochs and updates, and several networks if the series have few steps.
@@ -342,6 +357,61 @@ class DCTransformerEstimator:
                     "in size, are too far from those of the training"
                 )
         return outputs
+
+    def attention_maps(self, X: Any, member: int = 0) -> List[AttentionMap]:
+        """The maps of one pass over series, one of each attention in its order, on the CPU.
+
+        Args:
+            X: series as for `predict`. The maps of all of them are in memory at once.
+            member: number of the network, if several were trained.
+
+        Returns:
+            Maps (cases, heads, steps, steps). Those of shorter series are 0 at the end.
+
+        Raises:
+            NotFittedError: the estimator is not fitted.
+            ValueError: the series do not fit those of the training, there is no such member, or
+                the network has no attention.
+        """
+        self._check_is_fitted()
+        X = self._preprocess_collection(X, store_metadata=False)
+        self._check_shape(X)
+        device = self.chosen_device
+        network = member_of(self.network_.to(device).eval(), member)
+        batch = pad(self.preparation_(X))
+        with torch.no_grad(), collect_maps(network) as maps:
+            network(**{name: x.to(device) for name, x in batch.items()})
+        padding = torch.arange(batch["series"].size(1)) >= batch["lengths"].unsqueeze(1)
+        padding = padding[:, None, :, None] | padding[:, None, None, :]  # (cases, 1, steps, steps)
+        return [
+            AttentionMap(name, *(x.cpu().masked_fill(padding, 0.0) for x in pair))
+            for name, *pair in maps
+        ]
+
+    def plot_maps(
+        self, case: np.ndarray, layers: int = 6, heads: int = 4, member: int = 0
+    ) -> "Figure":
+        """A figure of the maps for one series, which a notebook shows.
+
+        Args:
+            case: the series, (channels, steps), or (steps,) of one channel, such as X[0].
+            layers, heads: to draw at most, evenly spaced.
+            member: as in :meth:`attention_maps`, whose errors it raises, too.
+
+        Raises:
+            ImportError: the extra `viz` is not installed.
+        """
+        from ea_maps.view import SeriesView
+
+        self._check_is_fitted()
+        case = np.asarray(case)
+        if case.ndim not in (1, 2):
+            raise ValueError(f"case must be one series, (channels, steps), got shape {case.shape}")
+        cases = [np.atleast_2d(case)]
+        maps = self.attention_maps(cases, member)
+        (series,) = self.preparation_(cases)
+        channels = series[:, : len(self.preparation_.mean)]  # without its differences
+        return SeriesView({type(self).__name__: maps}, channels.t().numpy()).figure(layers, heads)
 
     def __getstate__(self) -> Dict:
         """The state for pickle and copies, with the weights on the CPU, where any machine loads."""

@@ -449,3 +449,15 @@ class Ensemble(nn.Module):
         if not self.averages_probabilities:
             return outputs.mean(dim=0)
         return outputs.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(self.members))
+
+
+def member_of(network: nn.Module, number: int) -> nn.Module:
+    """One network of an ensemble; a network alone is number 0.
+
+    Raises:
+        ValueError: there is none of this number.
+    """
+    members = network.members if isinstance(network, Ensemble) else [network]
+    if not isinstance(number, Integral) or not 0 <= number < len(members):
+        raise ValueError(f"member must lie in [0, {len(members) - 1}], got {number!r}")
+    return members[number]

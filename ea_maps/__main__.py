@@ -104,10 +104,10 @@ def series(args: argparse.Namespace) -> List[View]:
     cases = read(args.dataset, args.split, args.folder).series
     if not 0 <= args.case < len(cases):
         raise ValueError(f"--case must lie in [0, {len(cases) - 1}], got {args.case}")
-    seen, maps = look(*load(args.model), cases[args.case])
+    seen, maps = look(*load(args.model), cases[args.case], args.member)
     models = {args.names[0]: maps}
     if args.compare:
-        models[args.names[1]] = look(*load(args.compare), cases[args.case])[1]
+        models[args.names[1]] = look(*load(args.compare), cases[args.case], args.member)[1]
     return [SeriesView(models, seen.numpy())]
 
 
@@ -221,6 +221,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--folder", help="holds DATASET/DATASET_TEST.ts; default: from aeon")
     command.add_argument("--split", choices=["train", "test"], default="test")
     command.add_argument("--case", type=int, default=0, help="number of the series (default: 0)")
+    command.add_argument(
+        "--member", type=int, default=0, help="number of the network, if there are several"
+    )
     command.add_argument("--compare", type=Path, metavar="MODEL", help="a second model")
     command.set_defaults(
         run=series,

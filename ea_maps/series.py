@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ea_aeon import EADCTransformerClassifier, EADCTransformerRegressor
 from ea_aeon.data import Preparation, pad
+from ea_aeon.network import member_of
 from evolving_attention import AttentionMap, collect_maps
 
 
@@ -50,9 +51,14 @@ def load_checkpoint(path: Path) -> Tuple[nn.Module, Preparation]:
 
 
 def look(
-    network: nn.Module, prepare: Preparation, case: np.ndarray
+    network: nn.Module, prepare: Preparation, case: np.ndarray, member: int = 0
 ) -> Tuple[Tensor, List[AttentionMap]]:
-    """The standardised series, (channels, steps), and the maps of one forward pass."""
+    """The standardised series, (channels, steps), and the maps of one forward pass.
+
+    Args:
+        member: number of the network in an ensemble.
+    """
+    network = member_of(network, member)
     (series,) = prepare([case])
     with torch.no_grad(), collect_maps(network) as maps:
         network(**pad([series]))

@@ -637,6 +637,17 @@ def test_a_series_on_the_command_line(tmp_path, capsys):
     assert "blocks.1.second.attention" in capsys.readouterr().out
     run("series", tmp_path / "estimator.pt", "Made", "--folder", folder, "--out", page)
     assert '"kind": "series"' in page.read_text(encoding="utf-8")
+    several = ["series", tmp_path / "several.pt", "Made", "--folder", folder, "--overwrite"]
+    estimator.set_params(n_estimators=2).fit(train.series, train.targets).save(several[1])
+    first, second = ([*several, "--member", i, "--out", tmp_path / f"{i}.npz"] for i in (0, 1))
+    run(*first)
+    run(*second)
+    with np.load(tmp_path / "0.npz") as one, np.load(tmp_path / "1.npz") as other:
+        assert len(one) == len(other) == 2 + 8
+        key = "evolving/self-attention/000"
+        assert not np.allclose(one[key], other[key])
+    with pytest.raises(SystemExit, match=r"member must lie in \[0, 1\], got 2"):
+        run(*several, "--member", 2)
     with pytest.raises(SystemExit, match=r"--case must lie in \[0, 23\], got 24"):
         run("series", tmp_path / "estimator.pt", "Made", "--folder", folder, "--case", 24)
 

@@ -34,7 +34,7 @@ def test_the_notebook_runs_and_shows_its_figures():
     assert printed.count("| blocks.") == 4, printed
     printed = "".join(output.text for output in found["plain = train(alpha=0.0, beta=0.0)"])
     scores = re.findall(r"([\d.]+)% of the digits are right", printed)
-    assert len(scores) == 2 and all(float(score) > 60 for score in scores), printed
+    assert len(scores) == 2 and all(float(score) > 40 for score in scores), printed
 
 
 @pytest.mark.slow

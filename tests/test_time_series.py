@@ -21,6 +21,8 @@ from aeon.testing.data_generation import (
 )
 from aeon.testing.estimator_checking import parametrize_with_checks
 from fairseq import checkpoint_utils
+from matplotlib.axes import Axes
+from sklearn.exceptions import NotFittedError
 from test_fairseq_commands import ONE_THREAD, USER_DIR, fairseq, weights
 from torch.nn import functional as F
 
@@ -833,6 +835,52 @@ def test_an_ensemble_averages_probabilities_or_numbers():
     regressor.fit(X, np.arange(12.0))
     members = [member(*given) for member in regressor.network_.members]
     torch.testing.assert_close(regressor.network_(*given), (members[0] + members[1]) / 2)
+
+
+def test_maps_of_an_estimator():
+    """They are those of one network, alone and in a batch, whose padding is 0."""
+    cases = [np.random.default_rng(i).normal(size=(2, steps)) for i, steps in enumerate((9, 6, 7))]
+    classifier = fitted(n_estimators=2)
+    maps = classifier.attention_maps(cases, member=1)
+    assert [one.name for one in maps] == [
+        f"blocks.{block}.{which}.attention" for block in range(2) for which in ("first", "second")
+    ]
+    for number, case in enumerate(cases):
+        steps = case.shape[1]
+        network = classifier.network_.members[1]
+        with torch.no_grad(), collect_maps(network) as expected:
+            network(torch.stack(classifier.preparation_([case])), torch.tensor([steps]))
+        for one, alone in zip(maps, expected, strict=True):
+            for found, right in zip(one[1:], alone[1:], strict=True):
+                assert found.shape == (3, 2, 9, 9)
+                torch.testing.assert_close(
+                    found[number, :, :steps, :steps], right[0], atol=1e-5, rtol=1e-4
+                )
+                assert not found[number, :, steps:].any() and not found[number, :, :, steps:].any()
+    assert not torch.equal(maps[0].attn_probs, classifier.attention_maps(cases)[0].attn_probs)
+    figure = classifier.plot_maps(cases[1], layers=2, heads=2, member=1)
+    drawn = [axes for axes in figure.findobj(Axes) if axes.images]
+    assert len(drawn) == 4
+    shown = drawn[1].images[0].get_array()
+    np.testing.assert_allclose(shown, maps[0].attn_probs[1, 1, :6, :6], rtol=1e-4, atol=1e-6)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_maps_of_an_estimator_that_there_are_not():
+    X = random_series()
+    classifier = fitted()
+    for call, message in (
+        (lambda: classifier.attention_maps(X, member=1), r"member must lie in \[0, 0\], got 1"),
+        (lambda: classifier.plot_maps(X), "case must be one series"),
+        (lambda: classifier.plot_maps(X[0, 0]), "channels"),
+        (lambda: fitted(attention_dim=0).plot_maps(X[0]), "must have attentions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(NotFittedError):
+        EADCTransformerClassifier().plot_maps(X[0])
+    one = fitted(X[:, :1]).plot_maps(X[0, 0])  # one channel needs no axis of its own
+    assert one.findobj(Axes)
 
 
 def test_defaults_are_the_same_everywhere():
