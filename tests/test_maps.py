@@ -138,7 +138,7 @@ ATTENTIONS = ("self_attn", "encoder_attn")
 
 def test_maps_of_time_series():
     torch.manual_seed(0)
-    network = DCTransformer(2, 3, d_model=16, ffn_dim=8, num_heads=2, attention_dim=4).eval()
+    network = DCTransformer(2, 3, 9, d_model=16, ffn_dim=8, num_heads=2, attention_dim=4).eval()
     with torch.no_grad(), collect_maps(network) as maps:
         network(pixels(2, 9, 2), torch.tensor([9, 6]))
     assert_consistent(maps)
