@@ -64,7 +64,9 @@ def load(name: str, checkpoint: str = "", **options: Any) -> nn.Module:
 
 
 def read(path: Path) -> Image.Image:
-    """Reads an image as 8-bit RGB, as a viewer would show it; of an animation, the first frame.
+    """Reads an image as 8-bit RGB, as a viewer would show it.
+
+    Of an animation, it is the first frame, and a very large image becomes smaller.
 
     Raises:
         ValueError: the file is no image, or is damaged or too large for the memory.
@@ -74,13 +76,17 @@ def read(path: Path) -> Image.Image:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             with Image.open(path) as image:
-                if image.width * image.height > LARGE:
+                large = image.width * image.height > LARGE
+                if large:
                     image.draft("RGB", (DRAFT, DRAFT))  # JPEG can be read at a smaller size
                 if getattr(image, "n_frames", 1) > 1:
                     frames = f"{image.n_frames} frames; the first is shown"
                     print(f"ea_maps: {path} has {frames}", file=sys.stderr)
-                image.load()
-                return as_rgb(ImageOps.exif_transpose(image))
+                ImageOps.exif_transpose(image, in_place=True)
+                factor = max(1, min(image.size) // DRAFT)
+                if large and image.mode in ("L", "RGB", "RGBA"):
+                    return as_rgb(image.reduce(factor))
+                return as_rgb(image)
         except UnidentifiedImageError:
             raise ValueError(f"{path} is not an image") from None
         except MemoryError:

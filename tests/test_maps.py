@@ -445,6 +445,18 @@ def test_an_animated_image_shows_its_first_frame_and_says_so(tmp_path, capsys):
         assert f"moving.{suffix} has 3 frames; the first is shown" in capsys.readouterr().err
 
 
+def test_an_image_stands_upright(tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[274] = 6  # the orientation: turn it to the right
+    picture = Image.new("RGB", (40, 20))
+    picture.paste("white", (0, 0, 20, 20))
+    picture.save(path, exif=exif)
+    found = images.read(path)
+    assert found.size == (20, 40)
+    assert found.getpixel((10, 10)) == (255, 255, 255) and found.getpixel((10, 30)) == (0, 0, 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_an_image_of_200_megapixels(tmp_path, recwarn, suffix):

@@ -1,9 +1,6 @@
 """The notebook runs, and its figures and its page are seen."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -35,11 +32,3 @@ def test_the_notebook_runs_and_shows_its_figures():
     printed = "".join(output.text for output in found["plain = train(alpha=0.0, beta=0.0)"])
     scores = re.findall(r"([\d.]+)% of the digits are right", printed)
     assert len(scores) == 2 and all(float(score) > 40 for score in scores), printed
-
-
-@pytest.mark.slow
-def test_the_command_line_does_not_use_the_backend_of_its_surroundings(tmp_path):
-    command = [sys.executable, "-m", "ea_maps", "image", "ea_vit_tiny", "none.png"]
-    environment = {**os.environ, "MPLBACKEND": "there is none"}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert "ea_maps: error: [Errno 2] No such file" in found.stderr, found.stderr
