@@ -1,0 +1,119 @@
+"""Configurations of the ``ea_*`` models: those of transformers with the evolution's options."""
+
+from typing import Any, Dict, Sequence, Tuple
+
+from transformers import BertConfig, PreTrainedConfig, RobertaConfig, T5Config
+
+from evolving_attention.checks import check_flag, check_kernel_size, check_unit_interval
+
+ATTENTIONS = ("encoder", "decoder", "cross")
+
+
+class EvolvingConfig(PreTrainedConfig):
+    """What the configurations share. It comes before transformers' class in the list of bases.
+
+    Args:
+        ea_alpha: weight of the previous layer's map, in [0, 1].
+        ea_beta: weight of the convolution over the map, in [0, 1].
+        ea_kernel_size: of the convolution, odd.
+        ea_learnable: learn each layer's alpha and beta, starting from the given values.
+        kwargs: as in transformers.
+
+    Raises:
+        ValueError: an option is out of range or has a wrong type; the message names it.
+    """
+
+    ea_alpha: float = 0.1
+    ea_beta: float = 0.1
+    ea_kernel_size: int = 3
+    ea_learnable: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.check_evolution()
+
+    def check_evolution(self) -> None:
+        """Raises ValueError, naming the option, if the maps of this model cannot evolve."""
+        check_unit_interval("ea_alpha", self.ea_alpha)
+        check_unit_interval("ea_beta", self.ea_beta)
+        check_kernel_size("ea_kernel_size", self.ea_kernel_size)
+        check_flag("ea_learnable", self.ea_learnable)
+
+    @property
+    def evolution(self) -> Dict[str, Any]:
+        """Arguments of :class:`AttentionEvolution`; none if the maps do not evolve."""
+        if not (self.ea_learnable or self.ea_alpha > 0 or self.ea_beta > 0):
+            return {}
+        return {
+            "alpha": self.ea_alpha,
+            "beta": self.ea_beta,
+            "kernel_size": self.ea_kernel_size,
+            "learnable": self.ea_learnable,
+        }
+
+    @property
+    def output_attentions(self) -> bool:
+        """Whether the model returns all probabilities; unlike fused kernels, it always can."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool) -> None:
+        self._output_attentions = value
+
+    def validate_output_attentions(self) -> None:
+        """Does nothing: transformers forbids it for all but its own eager attention."""
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+        """As in transformers; the configuration of a plain checkpoint is taken without a warning
+        that its type is another."""
+        config, unused = super().get_config_dict(*args, **kwargs)
+        if f"ea_{config.get('model_type')}" == cls.model_type:
+            config["model_type"] = cls.model_type
+        return config, unused
+
+
+class EvolvingEncoderConfig(EvolvingConfig):
+    """A configuration of an encoder such as BERT."""
+
+    def check_evolution(self) -> None:
+        super().check_evolution()
+        for name in ("is_decoder", "add_cross_attention"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} must be False, got True: {self.model_type} is an encoder; of the "
+                    "ea_* models, ea_t5 has a decoder"
+                )
+
+
+class EABertConfig(EvolvingEncoderConfig, BertConfig):
+    """transformers' BertConfig with the options of :class:`EvolvingConfig`."""
+
+    model_type = "ea_bert"
+
+
+class EARobertaConfig(EvolvingEncoderConfig, RobertaConfig):
+    """transformers' RobertaConfig with the options of :class:`EvolvingConfig`."""
+
+    model_type = "ea_roberta"
+
+
+class EAT5Config(EvolvingConfig, T5Config):
+    """transformers' T5Config with the options of :class:`EvolvingConfig`.
+
+    Args:
+        ea_attentions: which attentions evolve, of "encoder" (its self-attention), "decoder"
+            (likewise) and "cross" (encoder-decoder attention).
+    """
+
+    model_type = "ea_t5"
+
+    ea_attentions: Sequence[str] = ATTENTIONS
+
+    def check_evolution(self) -> None:
+        super().check_evolution()
+        named = self.ea_attentions
+        if isinstance(named, str) or not isinstance(named, Sequence) or set(named) - {*ATTENTIONS}:
+            raise ValueError(
+                f"ea_attentions must be a list of names of {', '.join(ATTENTIONS)}, got {named!r}"
+            )

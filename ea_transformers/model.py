@@ -1,0 +1,97 @@
+"""What the ``ea_*`` models share: how they are built, and how they load weights."""
+
+from typing import Any, Optional
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ea_transformers.attention import NAME
+from evolving_attention import AttentionEvolution
+from evolving_attention.modules import is_number, is_rounded, shortest_number
+
+
+class EvolvingPreTrainedModel(PreTrainedModel):
+    """A model of transformers with evolving attention in some of its parts.
+
+    It comes before transformers' class in the list of bases.
+    """
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        config.check_evolution()
+        with torch.device("meta"):  # what build_evolving replaces would cost time and memory
+            super().__init__(config, *args, **kwargs)
+        self.build_evolving()
+        device = torch.get_default_device()
+        for child in self.children():
+            if any(parameter.is_meta for parameter in child.parameters()):
+                child.to_empty(device=device)
+        self.post_init()
+
+    def build_evolving(self) -> None:
+        """Replaces the parts in which maps evolve; their weights are initialised afterwards."""
+        raise NotImplementedError
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, AttentionEvolution):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: Optional[str], *args: Any, **kwargs: Any
+    ) -> str:
+        """The map-keeping attention, in place of the eager one and of the default.
+
+        Raises:
+            ValueError: another one is asked for.
+        """
+        if attn_implementation not in (None, "eager", "sdpa", NAME):
+            raise ValueError(
+                f"attn_implementation must be left out, 'eager' or 'sdpa', got "
+                f"{attn_implementation!r}: attention maps evolve from layer to layer, and no fused "
+                "kernel returns its map. For all three, the model computes the map itself"
+            )
+        return NAME
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers. The weights may be those of the plain model, too.
+
+        Raises:
+            ValueError: the weights were trained with another alpha or beta, or with evolving
+                attention where the model has none; the message names the option.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        check_unexpected(model, info["unexpected_keys"])
+        for name, module in model.named_modules():
+            if isinstance(module, AttentionEvolution) and not module.learnable:
+                check_mixing(name, module)
+        return (model, info) if output_loading_info else model
+
+
+def check_unexpected(model: nn.Module, unexpected: Any) -> None:
+    """Raises ValueError if the weights evolve a map that the model does not evolve."""
+    attentions = {name for name, module in model.named_modules() if hasattr(module, "evolution")}
+    for key in sorted(unexpected):
+        attention, found, _ = key.partition(".evolution.")
+        if found and (attention in attentions or f"{model.base_model_prefix}.{attention}" in attentions):
+            raise ValueError(
+                f"the checkpoint was trained with evolving attention (it has {key}), but this "
+                f"{type(model).__name__} has no place for it: leave out ea_alpha, ea_beta and the "
+                "other ea_ options, to take those of the checkpoint"
+            )
+
+
+def check_mixing(name: str, evolution: AttentionEvolution) -> None:
+    """Raises ValueError if the loaded alpha or beta are others than those of the configuration."""
+    for option, number in zip(("alpha", "beta"), evolution.mixing, strict=True):
+        stored = getattr(evolution, option)
+        if is_number(stored) and not is_rounded(number, stored.clamp(0.0, 1.0)):
+            raise ValueError(
+                f"{name}.{option} is {shortest_number(stored)} in the checkpoint, but this model "
+                f"was made with ea_{option}={number}: leave ea_{option} out, to take the "
+                "checkpoint's, or give ea_learnable=True if it was learned"
+            )
+    if not evolution.alpha.is_meta:
+        evolution.reset_mixing()  # free of the rounding of a half-precision checkpoint
