@@ -10,7 +10,9 @@ ATTENTIONS = ("encoder", "decoder", "cross")
 
 
 class EvolvingConfig(PreTrainedConfig):
-    """What the configurations share. It comes before transformers' class in the list of bases.
+    """What the configurations share.
+
+    It comes after transformers' class in the list of bases, whose defaults then hold.
 
     Args:
         ea_alpha: weight of the previous layer's map, in [0, 1].
@@ -86,19 +88,19 @@ class EvolvingEncoderConfig(EvolvingConfig):
                 )
 
 
-class EABertConfig(EvolvingEncoderConfig, BertConfig):
+class EABertConfig(BertConfig, EvolvingEncoderConfig):
     """transformers' BertConfig with the options of :class:`EvolvingConfig`."""
 
     model_type = "ea_bert"
 
 
-class EARobertaConfig(EvolvingEncoderConfig, RobertaConfig):
+class EARobertaConfig(RobertaConfig, EvolvingEncoderConfig):
     """transformers' RobertaConfig with the options of :class:`EvolvingConfig`."""
 
     model_type = "ea_roberta"
 
 
-class EAT5Config(EvolvingConfig, T5Config):
+class EAT5Config(T5Config, EvolvingConfig):
     """transformers' T5Config with the options of :class:`EvolvingConfig`.
 
     Args:

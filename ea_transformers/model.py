@@ -1,6 +1,6 @@
 """What the ``ea_*`` models share: how they are built, and how they load weights."""
 
-from typing import Any, Optional
+from typing import Any, Iterable, Optional
 
 import torch
 from torch import nn
@@ -70,15 +70,20 @@ class EvolvingPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
-def check_unexpected(model: nn.Module, unexpected: Any) -> None:
+def check_unexpected(model: PreTrainedModel, unexpected: Iterable[str]) -> None:
     """Raises ValueError if the weights evolve a map that the model does not evolve."""
-    attentions = {name for name, module in model.named_modules() if hasattr(module, "evolution")}
+    base = f"{model.base_model_prefix}."  # stands before the names of a model with a head
+    attentions = {
+        name.removeprefix(base)
+        for name, module in model.named_modules()
+        if hasattr(module, "evolution")
+    }
     for key in sorted(unexpected):
-        attention, found, _ = key.partition(".evolution.")
-        if found and (attention in attentions or f"{model.base_model_prefix}.{attention}" in attentions):
+        attention, found, _ = key.removeprefix(base).partition(".evolution.")
+        if found and attention in attentions:
             raise ValueError(
-                f"the checkpoint was trained with evolving attention (it has {key}), but this "
-                f"{type(model).__name__} has no place for it: leave out ea_alpha, ea_beta and the "
+                f"the checkpoint was trained with evolving attention (it has {key}), for which "
+                f"this {type(model).__name__} has no place: leave out ea_alpha, ea_beta and the "
                 "other ea_ options, to take those of the checkpoint"
             )
 

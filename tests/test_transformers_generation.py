@@ -1,0 +1,197 @@
+"""ea_transformers: generation with T5, whose cached rows must give what teacher forcing gives."""
+
+import pytest
+import torch
+from transformers_models import (
+    EVOLVING,
+    PAD,
+    VARIANTS,
+    evolving,
+    inputs_for,
+    plain,
+    tokens,
+    transformers,
+)
+
+HEAD = "ForConditionalGeneration"
+LONG = {"max_new_tokens": 9, "min_new_tokens": 9}
+
+
+def build(**options):
+    return evolving("t5", HEAD, **options)
+
+
+@pytest.fixture
+def source():
+    inputs = inputs_for("t5", "EncoderModel", left=True)
+    return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+
+
+def empty_cache():
+    return transformers.EncoderDecoderCache(
+        transformers.DynamicCache(), transformers.DynamicCache()
+    )
+
+
+def forced(model, source, target, **options):
+    """Logits of the whole target at once, without a cache."""
+    return model(**source, decoder_input_ids=target, use_cache=False, **options).logits
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("options", [*VARIANTS, {**EVOLVING, "ea_attentions": ["cross"]}])
+def test_decoding_in_steps_equals_the_whole(source, options, left):
+    """In steps of several tokens, also for a padded target."""
+    model = build(**options)
+    target = tokens(2, 10, seed=3)
+    mask = torch.ones_like(target)
+    if left:
+        mask[1, :3] = 0
+    expected = forced(model, source, target, decoder_attention_mask=mask)
+    cache, steps, start = empty_cache(), [], 0
+    for end in (1, 4, 5, 8, 10):
+        outputs = model(
+            **source,
+            decoder_input_ids=target[:, start:end],
+            decoder_attention_mask=mask[:, :end],
+            cache=cache,
+            use_cache=True,
+        )
+        cache, start = outputs.cache, end
+        steps.append(outputs.logits)
+    got = torch.cat(steps, dim=1)[mask.bool()]
+    torch.testing.assert_close(got, expected[mask.bool()], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3},
+        {"do_sample": True},
+        {"do_sample": True, "num_beams": 2},
+        {"num_beams": 4, "num_return_sequences": 3},
+        {"cache_implementation": "static"},
+        {"num_beams": 2, "cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 3},
+        {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("variant", [EVOLVING, {**EVOLVING, "ea_kernel_size": 5}])
+def test_generation_with_a_cache_equals_generation_without(source, variant, options):
+    model = build(**variant)
+    if "prompt_lookup_num_tokens" in options:  # transformers decodes one sentence at a time
+        source = {name: x[:1] for name, x in source.items()}
+    without = {k: v for k, v in options.items() if "cache" not in k and "lookup" not in k}
+    results = []
+    for more in ({"use_cache": False, **without}, options):
+        torch.manual_seed(0)
+        results.append(
+            model.generate(
+                **source, **LONG, **more, output_logits=True, return_dict_in_generate=True
+            )
+        )
+    expected, got = results
+    assert torch.equal(got.sequences, expected.sequences)
+    if "num_beams" not in options:
+        logits, plain_logits = torch.stack(got.logits, 1), torch.stack(expected.logits, 1)
+        torch.testing.assert_close(logits, plain_logits, rtol=0, atol=2e-5)
+        whole = forced(model, source, got.sequences[:, :-1])
+        torch.testing.assert_close(logits, whole, rtol=0, atol=2e-5)
+
+
+def test_generation_continues_a_target(source):
+    model = build()
+    target = torch.cat([torch.zeros(2, 1, dtype=torch.long), tokens(2, 4, seed=5)], dim=1)
+    results = [
+        model.generate(**source, decoder_input_ids=target, use_cache=use_cache, **LONG)
+        for use_cache in (True, False)
+    ]
+    assert torch.equal(*results)
+    assert torch.equal(results[0][:, :5], target)
+
+
+def test_assisted_generation_is_greedy_generation(source):
+    """An assistant that errs: its refused candidates are taken back from the rows."""
+    model, assistant = build(), evolving("t5", HEAD, seed=1)
+    source = {name: x[:1] for name, x in source.items()}
+    expected = model.generate(**source, **LONG)
+    got = model.generate(**source, **LONG, assistant_model=assistant)
+    assert torch.equal(got, expected)
+    assert torch.equal(model.generate(**source, **LONG, assistant_model=plain("t5", HEAD)), expected)
+
+
+def test_the_cache_is_cropped_reordered_and_reset(source):
+    model = build()
+    target = tokens(2, 8, seed=3)
+
+    def continued(cache, order, kept):
+        """Logits for the last tokens with a cache of the first ones, and without one."""
+        picked = {name: x[order] for name, x in source.items()}
+        rest = model(
+            **picked, decoder_input_ids=target[order, kept:], cache=cache, use_cache=True
+        ).logits
+        return rest, forced(model, picked, target[order])[:, kept:]
+
+    def filled(length):
+        inputs = {"decoder_input_ids": target[:, :length], "cache": empty_cache()}
+        return model(**source, **inputs, use_cache=True).cache
+
+    order = torch.tensor([1, 0])
+    cases = []
+    cache = filled(7)
+    cache.crop(-3)
+    cases.append((cache, torch.arange(2), 4))
+    cache = filled(7)
+    cache.crop(-7)
+    cases.append((cache, torch.arange(2), 0))
+    cache = filled(5)
+    cache.reorder_cache(order)
+    cases.append((cache, order, 5))
+    cache = filled(5)
+    cache.reset()
+    cases.append((cache, torch.arange(2), 0))
+    cache = filled(5)
+    cache.batch_select_indices(torch.tensor([1]))
+    cases.append((cache, torch.tensor([1]), 5))
+    cache = filled(5)
+    cache.batch_repeat_interleave(2)
+    cases.append((cache, torch.tensor([0, 0, 1, 1]), 5))
+    for cache, order, kept in cases:
+        torch.testing.assert_close(*continued(cache, order, kept), rtol=0, atol=1e-5)
+
+    long = tokens(2, 60, seed=4)
+    cache = model(**source, decoder_input_ids=long, use_cache=True).cache
+    with pytest.raises(ValueError, match="can be cropped by at most 32 tokens.*got -40"):
+        cache.crop(-40)
+
+
+def test_a_cache_without_rows_is_an_error(source):
+    start = torch.full((2, 3), PAD)
+    for attentions in (["decoder"], ["cross"]):
+        cache = plain("t5", HEAD)(**source, decoder_input_ids=start, use_cache=True).cache
+        with pytest.raises(ValueError, match="holds 3 tokens, but not the rows"):
+            build(ea_attentions=attentions)(
+                **source, decoder_input_ids=start[:, :1], cache=cache
+            )
+    cache = build()(**source, decoder_input_ids=start, use_cache=True).cache
+    with pytest.raises(ValueError, match="decoder_attention_mask must cover the 3 tokens"):
+        build()(
+            **source,
+            decoder_input_ids=start[:, :1],
+            decoder_attention_mask=torch.ones(2, 1),
+            cache=cache,
+        )
+
+
+def test_training_does_not_need_the_cache(source):
+    """transformers fills a cache in training, too; its rows must not change the gradients."""
+    model = build(ea_learnable=True)
+    gradients = []
+    for use_cache in (True, False):
+        model.zero_grad()
+        model(**source, labels=tokens(2, 6, seed=1), use_cache=use_cache).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for with_cache, without in zip(*gradients, strict=True):
+        torch.testing.assert_close(with_cache, without, rtol=1e-4, atol=1e-6)
