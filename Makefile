@@ -40,8 +40,8 @@ $(VENV)/ready: setup.py
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "$(PYTHON) cannot create an environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	@echo "Installing torch, fairseq and timm into $(VENV): a few minutes, 7 GB (10 meanwhile), once."
-	$(BIN)/python -m pip install --progress-bar on --editable '.[fairseq,timm,glue,timeseries,viz,demo,dev]'
+	@echo "Installing torch, fairseq, timm and transformers into $(VENV): a few minutes, 7 GB (10 meanwhile), once."
+	$(BIN)/python -m pip install --progress-bar on --editable '.[fairseq,timm,transformers,glue,timeseries,viz,demo,dev]'
 	@touch $@
 
 clean:

@@ -36,6 +36,11 @@ EXTRAS = {
         "tqdm>=4.65",
     ],
     "timm": ["timm>=1.0.31"],
+    # transformers 5 needs Python 3.11; on an older one, this extra installs nothing of it.
+    "transformers": [
+        "transformers>=5.24; python_version >= '3.11'",
+        "accelerate>=1.15; python_version >= '3.11'",
+    ],
     "timeseries": ["aeon>=1.0.0", "skorch>=1.1.0"],
     "glue": ["tokenizers>=0.15.0", "scikit-learn>=1.3.0"],
     "viz": ["matplotlib>=3.8.4", "scipy>=1.13.0"],
@@ -53,6 +58,7 @@ EXTRAS = {
         "onnxruntime>=1.32.0",
         "onnxscript>=0.7.2",
         "playwright>=1.65.2",
+        "peft>=0.21.2",
         "ruff>=0.17.5",
     ],
 }
@@ -60,7 +66,7 @@ EXTRAS = {
 setup(
     name="evolving-attention",
     version=VERSION,
-    description="Attention maps that evolve from layer to layer, for fairseq, timm and PyTorch",
+    description="Attention maps that evolve across layers, for fairseq, timm and transformers",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -69,7 +75,7 @@ setup(
         "Paper (ICML 2021)": "https://arxiv.org/abs/2102.12895",
         "Paper (TPAMI 2023)": "https://arxiv.org/abs/2212.08330",
     },
-    keywords=["attention", "transformer", "fairseq", "timm", "pytorch"],
+    keywords=["attention", "transformer", "fairseq", "timm", "transformers", "pytorch"],
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
@@ -83,7 +89,14 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(
-        include=["evolving_attention*", "ea_fairseq*", "ea_timm*", "ea_aeon*", "ea_maps*"]
+        include=[
+            "evolving_attention*",
+            "ea_fairseq*",
+            "ea_timm*",
+            "ea_transformers*",
+            "ea_aeon*",
+            "ea_maps*",
+        ]
     ),
     package_data={"evolving_attention": ["py.typed"], "ea_maps": ["page.html"]},
     # From torch 2.6 on, torch.load runs no code that a checkpoint carries.

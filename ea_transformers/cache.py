@@ -72,8 +72,8 @@ class RowsLayer(DynamicLayer):
         """
         if self.is_initialized and self.keys.size(2) + tokens_to_remove < self.reach:
             raise ValueError(
-                f"a cache of evolving attention can be cropped by at most {CROPPABLE} tokens, since "
-                f"it keeps only the last rows of each map, got {tokens_to_remove}"
+                f"a cache of evolving attention can be cropped by at most {CROPPABLE} tokens, "
+                f"since it keeps only the last rows of each map, got {tokens_to_remove}"
             )
         super().crop(tokens_to_remove)
 

@@ -8,7 +8,6 @@ from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 from transformers.models.t5 import modeling_t5 as t5

@@ -119,7 +119,9 @@ def test_assisted_generation_is_greedy_generation(source):
     expected = model.generate(**source, **LONG)
     got = model.generate(**source, **LONG, assistant_model=assistant)
     assert torch.equal(got, expected)
-    assert torch.equal(model.generate(**source, **LONG, assistant_model=plain("t5", HEAD)), expected)
+    assert torch.equal(
+        model.generate(**source, **LONG, assistant_model=plain("t5", HEAD)), expected
+    )
 
 
 def test_the_cache_is_cropped_reordered_and_reset(source):
@@ -172,9 +174,7 @@ def test_a_cache_without_rows_is_an_error(source):
     for attentions in (["decoder"], ["cross"]):
         cache = plain("t5", HEAD)(**source, decoder_input_ids=start, use_cache=True).cache
         with pytest.raises(ValueError, match="holds 3 tokens, but not the rows"):
-            build(ea_attentions=attentions)(
-                **source, decoder_input_ids=start[:, :1], cache=cache
-            )
+            build(ea_attentions=attentions)(**source, decoder_input_ids=start[:, :1], cache=cache)
     cache = build()(**source, decoder_input_ids=start, use_cache=True).cache
     with pytest.raises(ValueError, match="decoder_attention_mask must cover the 3 tokens"):
         build()(

@@ -19,7 +19,6 @@ from transformers_models import (
     first_output,
     inputs_for,
     plain,
-    tokens,
     transformers,
 )
 
@@ -55,15 +54,14 @@ def report(caplog):
 @pytest.mark.parametrize(("host", "head"), ALL_HEADS)
 def test_a_plain_checkpoint_is_loaded(host, head, tmp_path):
     """All weights are taken over, and only what evolves is fresh."""
-    model = plain(host, head)
-    model.save_pretrained(tmp_path)
+    plain(host, head).save_pretrained(tmp_path)
+    plain_class = getattr(transformers, f"{NAMES[host]}{head}")
+    model = plain_class.from_pretrained(tmp_path, attn_implementation="eager")
     inputs = inputs_for(host, head)
     same = ours(host, head).from_pretrained(tmp_path, **OFF)
     assert torch.equal(first_output(same(**inputs)), first_output(model(**inputs)))
 
-    loaded, info = ours(host, head).from_pretrained(
-        tmp_path, **EVOLVING, output_loading_info=True
-    )
+    loaded, info = ours(host, head).from_pretrained(tmp_path, **EVOLVING, output_loading_info=True)
     assert loaded.config.model_type == f"ea_{host}"
     assert not info["unexpected_keys"] and not info["mismatched_keys"]
     assert info["missing_keys"]
@@ -92,7 +90,8 @@ def test_saving_loading_and_the_auto_classes(host, head, tmp_path):
         loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
         assert type(loaded) is type(model)
         assert not any(info.values())
-        assert torch.equal(first_output(loaded(**inputs)), expected)
+        # Rounding may depend on where in a file a weight lies.
+        torch.testing.assert_close(first_output(loaded(**inputs)), expected, rtol=0, atol=1e-6)
     fresh = getattr(transformers, AUTO[head]).from_config(model.config)
     assert type(fresh) is type(model)
     assert all(parameter.isfinite().all() for parameter in fresh.parameters())
@@ -120,7 +119,9 @@ def test_names_of_old_checkpoints(tmp_path):
     model.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     old = {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): x
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): x
         for name, x in load_file(path).items()
     }
     old["bert.embeddings.position_ids"] = torch.arange(48)[None]
@@ -144,10 +145,11 @@ def test_options_that_differ_from_the_checkpoint_are_an_error(dtype, tmp_path):
         assert model.dtype == dtype
         with pytest.raises(ValueError, match="alpha is 0.3 in the checkpoint.*ea_alpha=0.1"):
             model_class.from_pretrained(tmp_path, ea_alpha=0.1)
-        with pytest.raises(ValueError, match="beta is 0.4 in the checkpoint.*ea_beta=0.0"):
-            model_class.from_pretrained(tmp_path, ea_beta=0.0)
-        with pytest.raises(ValueError, match="trained with evolving attention.*has no place"):
-            model_class.from_pretrained(tmp_path, ea_alpha=0.0, ea_beta=0.0)
+        with pytest.raises(ValueError, match="beta is 0.4 in the checkpoint.*ea_beta=0.5"):
+            model_class.from_pretrained(tmp_path, ea_beta=0.5)
+        for options in ({"ea_beta": 0.0}, {"ea_alpha": 0.0, "ea_beta": 0.0}):
+            with pytest.raises(ValueError, match="trained with evolving attention.*has no place"):
+                model_class.from_pretrained(tmp_path, **options)
         learnable = model_class.from_pretrained(tmp_path, ea_learnable=True)
         evolution = next(m for m in learnable.modules() if isinstance(m, AttentionEvolution))
         assert evolution.alpha.item() == pytest.approx(0.3, rel=1e-2)
@@ -286,4 +288,3 @@ def test_torchs_own_loading_checks_too(tmp_path):
     state = evolving("bert", "Model").state_dict()
     with pytest.raises(RuntimeError, match=r"alpha is 0.3 in the checkpoint"):
         evolving("bert", "Model", ea_alpha=0.1).load_state_dict(state)
-    assert tokens(1, 2).shape == (1, 2)

@@ -112,7 +112,9 @@ def test_t5_computes_the_equations(options):
 
     hidden = ~real[:, None, None, :]
     absent = hidden | ~real[:, None, :, None]
-    x = stack(model.encoder, inputs["input_ids"], [("bidirectional", hidden, absent)], None, options)
+    x = stack(
+        model.encoder, inputs["input_ids"], [("bidirectional", hidden, absent)], None, options
+    )
     padded = ~target[:, None, :, None]
     own = (future(6) | ~target[:, None, None, :]) & ~padded  # nothing reads a padded query's output
     masks = [("causal", own, own | future(6) | padded), ("cross", hidden, hidden | padded)]

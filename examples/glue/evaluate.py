@@ -17,7 +17,7 @@ import torch
 from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
-from glue import TASKS, Task, check_prepared, score
+from glue import TASKS, Task, check_prepared, score, write_predictions
 from tqdm import tqdm
 
 from evolving_attention.commands import (
@@ -90,18 +90,6 @@ def check_checkpoint(task: Task, state: dict, checkpoint: Path, data: Path) -> N
             f"{checkpoint} knows {known} tokens, the dictionary of --data {data} has {symbols}: "
             "they were prepared with different BPEs"
         )
-
-
-def write_predictions(task: Task, predictions: list, path: Path) -> None:
-    """The file the GLUE server takes: a header, then index and label of each line."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("index\tprediction\n")
-        for index, prediction in enumerate(predictions):
-            if task.is_regression:
-                label = f"{min(max(prediction, 0), 5):.3f}"
-            else:
-                label = task.labels[prediction]
-            file.write(f"{index}\t{label}\n")
 
 
 def main(argv: list[str] | None = None) -> None:

