@@ -140,6 +140,7 @@ class EvolvingBase(EvolvingPreTrainedModel):
     encoder_class: ClassVar[Type[EvolvingEncoder]]
 
     def build_evolving(self) -> None:
+        self.embeddings = type(self.embeddings)(self.config)  # for the values of its buffers
         self.encoder = self.encoder_class(self.config)
 
 

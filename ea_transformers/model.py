@@ -17,16 +17,27 @@ class EvolvingPreTrainedModel(PreTrainedModel):
     It comes before transformers' class in the list of bases.
     """
 
+    has_evolving_parts = False
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         config.check_evolution()
+        checkpointing = getattr(config, "gradient_checkpointing", False)
         with torch.device("meta"):  # what build_evolving replaces would cost time and memory
             super().__init__(config, *args, **kwargs)
+        if checkpointing:  # in old configurations; the parts to be replaced have used it up
+            config.gradient_checkpointing = True
         self.build_evolving()
+        self.has_evolving_parts = True
         device = torch.get_default_device()
         for child in self.children():
             if any(parameter.is_meta for parameter in child.parameters()):
                 child.to_empty(device=device)
         self.post_init()
+
+    def post_init(self) -> None:
+        """As in transformers, whose constructors also call it before the evolving parts exist."""
+        if self.has_evolving_parts:
+            super().post_init()
 
     def build_evolving(self) -> None:
         """Replaces the parts in which maps evolve; their weights are initialised afterwards."""

@@ -28,6 +28,19 @@ LORA_TARGETS = {"bert": ["query", "value"], "t5": ["q", "v"]}
 TRAINED = (("bert", "ForTokenClassification"), ("t5", "ForConditionalGeneration"))
 
 
+@pytest.fixture(autouse=True)
+def only_trainers_types():
+    """Trainer's own choice of types in a file of random states.
+
+    ea_fairseq, which other tests import, allows stand-ins of the same names.
+    """
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(allowed)
+
+
 class Sentences(torch.utils.data.Dataset):
     """Sentences whose first token decides their class."""
 
