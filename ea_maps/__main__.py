@@ -44,7 +44,10 @@ CROSS = "encoder-decoder"  # has no rollout or flow: its keys are not its querie
 
 
 def sentence(args: argparse.Namespace) -> List[View]:
-    from ea_maps.sentence import axes_of, encode, is_translation, load, maps_of, translate
+    if args.checkpoint.is_file() or args.checkpoint.suffix == ".pt":
+        from ea_maps.sentence import axes_of, encode, is_translation, load, maps_of, translate
+    else:
+        from ea_maps.huggingface import axes_of, encode, is_translation, load, maps_of, translate
 
     checkpoint = load(args.checkpoint, args.data)
     source = encode(checkpoint, args.sentence)
@@ -191,12 +194,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     command = commands.add_parser(
-        "sentence", parents=[common], help="a fairseq checkpoint, translation or RoBERTa"
+        "sentence", parents=[common], help="a checkpoint of fairseq or transformers"
     )
-    command.add_argument("checkpoint", type=Path)
-    command.add_argument("sentence", help="tokenised and in BPE, like the training data")
-    command.add_argument("--target", help="its translation, also in BPE; default: the model's own")
-    command.add_argument("--data", type=Path, help="data-bin, if it has moved since the training")
+    command.add_argument(
+        "checkpoint", type=Path, help="fairseq's file, or transformers' folder or name"
+    )
+    command.add_argument(
+        "sentence", help="for fairseq tokenised and in BPE, like the training data"
+    )
+    command.add_argument("--target", help="its translation, likewise; default: the model's own")
+    command.add_argument("--data", type=Path, help="fairseq's data-bin, if it has moved since")
     command.add_argument("--compare", type=Path, metavar="CHECKPOINT", help="evolving or plain")
     command.set_defaults(run=sentence, title=lambda args: f"{args.checkpoint}: {args.sentence}")
 
