@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ea_transformers.attention import NAME
+from ea_transformers.configuration import EvolvingConfig
 from evolving_attention import AttentionEvolution
 from evolving_attention.modules import is_number, is_rounded, shortest_number
 
@@ -15,11 +16,21 @@ class EvolvingPreTrainedModel(PreTrainedModel):
     """A model of transformers with evolving attention in some of its parts.
 
     It comes before transformers' class in the list of bases.
+
+    Raises:
+        TypeError: the configuration is that of a plain model.
+        ValueError: one of its options is out of range.
     """
 
     has_evolving_parts = False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(config, EvolvingConfig):
+            name = self.config_class.__name__
+            raise TypeError(
+                f"config must be an {name}, got a {type(config).__name__}: make it with "
+                f"{name}.from_pretrained(...), which also reads that of a plain model"
+            )
         config.check_evolution()
         checkpointing = getattr(config, "gradient_checkpointing", False)
         with torch.device("meta"):  # what build_evolving replaces would cost time and memory

@@ -224,6 +224,41 @@ def test_parameter_counts_and_names_of_the_plain_model_stay():
         assert extra and all(".evolution." in name for name in extra)
 
 
+def test_the_configuration_may_come_first(tmp_path):
+    """As in transformers' example scripts."""
+    plain("bert", "ForMaskedLM").save_pretrained(tmp_path)
+    config = ea_transformers.EABertConfig.from_pretrained(tmp_path, ea_alpha=0.2, num_labels=3)
+    auto = transformers.AutoModelForSequenceClassification
+    for model_class in (auto, ours("bert", "ForSequenceClassification")):
+        model, info = model_class.from_pretrained(tmp_path, config=config, output_loading_info=True)
+        assert type(model).__name__ == "EABertForSequenceClassification"
+        assert model.config.ea_alpha == 0.2 and model.config.num_labels == 3
+        assert all(
+            ".evolution." in name or name.startswith(("classifier.", "bert.pooler."))
+            for name in info["missing_keys"]
+        )
+
+
+class TwoTasks(ea_transformers.EABertForSequenceClassification):
+    """A user's own model, written as transformers' are."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.second = torch.nn.Linear(config.hidden_size, 5)
+        self.post_init()
+
+
+def test_a_model_of_ones_own(tmp_path):
+    plain("bert", "ForSequenceClassification").save_pretrained(tmp_path)
+    model, info = TwoTasks.from_pretrained(tmp_path, **EVOLVING, output_loading_info=True)
+    fresh = {name for name in info["missing_keys"] if ".evolution." not in name}
+    assert fresh == {"second.weight", "second.bias"}
+    torch.manual_seed(0)
+    made = TwoTasks(model.config)
+    assert made.second.bias.eq(0).all()  # as transformers initialises it
+    assert made.second.weight.std().item() == pytest.approx(0.02, rel=0.3)
+
+
 @pytest.fixture
 def tokenizer(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(55))]

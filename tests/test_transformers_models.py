@@ -377,6 +377,9 @@ def test_misuse_is_an_error():
     with pytest.raises(ValueError, match="ea_alpha"):
         ea_transformers.EABertModel(config)
 
+    with pytest.raises(TypeError, match="must be an EABertConfig, got a BertConfig: make it with"):
+        ea_transformers.EABertForMaskedLM(transformers.BertConfig())
+
     for name in ("flash_attention_2", "flex_attention", "paged|eager"):
         config = bert()
         config._attn_implementation = name
