@@ -15,6 +15,7 @@ from transformers_models import (
     ea_transformers,
     evolving,
     inputs_for,
+    only_trainers_types,
     tokens,
     transformers,
 )
@@ -29,16 +30,9 @@ TRAINED = (("bert", "ForTokenClassification"), ("t5", "ForConditionalGeneration"
 
 
 @pytest.fixture(autouse=True)
-def only_trainers_types():
-    """Trainer's own choice of types in a file of random states.
-
-    ea_fairseq, which other tests import, allows stand-ins of the same names.
-    """
-    allowed = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    yield
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(allowed)
+def trainers_types():
+    with only_trainers_types():
+        yield
 
 
 class Sentences(torch.utils.data.Dataset):

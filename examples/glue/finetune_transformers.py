@@ -34,6 +34,7 @@ CLASSES = {
     "roberta": ea_transformers.EARobertaForSequenceClassification,
     "t5": ea_transformers.EAT5ForSequenceClassification,
 }
+MAX_LENGTH = 128
 EVOLUTION = ("ea_alpha", "ea_beta", "ea_kernel_size", "ea_learnable")
 
 
@@ -72,7 +73,9 @@ def build(task: Task, model: str, plain: bool = False, **evolution: Any) -> torc
         auto = transformers.AutoModelForSequenceClassification
         return auto.from_pretrained(model, **options)
     if host not in CLASSES:
-        raise DataError(f"--model {model} is a {host}; it must be one of {', '.join(CLASSES)}")
+        raise DataError(
+            f"--model {model} holds a model of type {host}; it must be one of {', '.join(CLASSES)}"
+        )
     return CLASSES[host].from_pretrained(model, **options, **evolution)
 
 
@@ -145,14 +148,18 @@ def scores_of(task: Task, logits: Any, labels: np.ndarray) -> dict[str, float]:
 
 
 def train(args: argparse.Namespace, task: Task, seed: int) -> dict[str, dict[str, float]]:
-    """The scores of one seed's best checkpoint by split; trains what is missing of it."""
+    """The scores of one seed's best checkpoint by split; does what is missing of the work."""
     folder = args.save_dir / f"seed{seed}"
     claim(folder, {name: str(value) for name, value in vars(args).items() if name not in UNUSED})
     results = folder / "scores.json"
     with alone_in(folder):
-        if not results.exists():
-            found = train_and_score(args, task, seed, folder)
-            with whole_or_not_at_all(results) as part:
+        tests = [x for x, _ in task.files if x.startswith("test") and args.predict]
+        if not results.exists() or not all((folder / f"{x}.tsv").exists() for x in tests):
+            rows = read_splits(args, task)
+            if not (folder / "best").exists():
+                train_best(args, task, seed, folder, rows)
+            found = evaluate_best(args, task, folder, rows)
+            with whole_or_not_at_all(results, overwrite=True) as part:
                 part.write_text(json.dumps(found, indent=1) + "\n")
     return json.loads(results.read_text())
 
@@ -160,28 +167,38 @@ def train(args: argparse.Namespace, task: Task, seed: int) -> dict[str, dict[str
 UNUSED = ("save_dir", "seeds", "predict")  # options that do not change a training
 
 
-def train_and_score(args: argparse.Namespace, task: Task, seed: int, folder: Path) -> dict:
-    transformers.set_seed(seed)
+def read_splits(args: argparse.Namespace, task: Task) -> dict[str, list[dict]]:
+    """The encoded examples of each split that is needed."""
     files = find_files(task, args.raw)
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
-    rows = {
-        split: encode(
-            task, read(task, path, split, args.skip_bad_lines), tokenizer, args.max_length
-        )
+    most = tokenizer.model_max_length
+    if args.max_length is not None and args.max_length > most:
+        raise DataError(f"--max-length must be at most {most} for {args.model}")
+    length = args.max_length or min(MAX_LENGTH, most)
+    return {
+        split: encode(task, read(task, path, split, args.skip_bad_lines), tokenizer, length)
         for split, path in files.items()
         if not split.startswith("test") or args.predict
     }
+
+
+def train_best(
+    args: argparse.Namespace, task: Task, seed: int, folder: Path, rows: dict[str, list[dict]]
+) -> None:
+    """Trains, or goes on where it was interrupted; the best checkpoint goes to `folder`/best."""
+    transformers.set_seed(seed)
     evolution = {name: getattr(args, name) for name in EVOLUTION if getattr(args, name) is not None}
-    model = build(task, args.model, args.plain, **evolution)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
     best = "loss" if task.best == "loss" else task.metrics[0]
+    checkpoints = folder / "checkpoints"
     trainer = make_trainer(
         task,
-        model,
+        build(task, args.model, args.plain, **evolution),
         tokenizer,
         rows["train"],
         rows["valid"],
         args.ea_lr,
-        output_dir=str(folder / "checkpoints"),
+        output_dir=str(checkpoints),
         seed=seed,
         num_train_epochs=args.epochs,
         learning_rate=args.lr,
@@ -194,21 +211,36 @@ def train_and_score(args: argparse.Namespace, task: Task, seed: int, folder: Pat
         greater_is_better=best != "loss",
         bf16=args.bf16,
     )
-    checkpoints = folder / "checkpoints"
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
-    trainer.save_model(str(folder / "best"))
-    tokenizer.save_pretrained(folder / "best")
+    with whole_or_not_at_all(folder / "best") as part:
+        trainer.save_model(str(part))
+        tokenizer.save_pretrained(part)
+
+
+def evaluate_best(
+    args: argparse.Namespace, task: Task, folder: Path, rows: dict[str, list[dict]]
+) -> dict[str, dict[str, float]]:
+    """Scores of the labelled splits; the predictions for the others go to files."""
+    trainer = make_trainer(
+        task,
+        build(task, str(folder / "best"), args.plain),
+        transformers.AutoTokenizer.from_pretrained(folder / "best"),
+        rows["train"],
+        rows["valid"],
+        output_dir=str(folder / "checkpoints"),
+        per_device_eval_batch_size=args.batch_size,
+        bf16=args.bf16,
+    )
     found = {}
-    for split, examples in rows.items():
-        output = trainer.predict(examples)
+    for split in rows.keys() - {"train"}:
+        output = trainer.predict(rows[split])
         if output.label_ids is not None:
             found[split] = scores_of(task, output.predictions, output.label_ids)
         else:
             with whole_or_not_at_all(folder / f"{split}.tsv", overwrite=True) as part:
                 write_predictions(task, predictions_of(task, output.predictions), part)
-    del found["train"]
-    return found
+    return dict(sorted(found.items()))
 
 
 def claim(folder: Path, options: dict[str, str]) -> None:
@@ -241,7 +273,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=positive, default=3, help="default: 3")
     parser.add_argument("--lr", type=float, default=2e-5, help="default: 2e-5")
     parser.add_argument("--batch-size", type=positive, default=32, help="default: 32")
-    parser.add_argument("--max-length", type=positive, default=128, help="tokens; default: 128")
+    parser.add_argument(
+        "--max-length",
+        type=positive,
+        help=f"tokens; default: {MAX_LENGTH}, or as many as the model takes",
+    )
     parser.add_argument("--bf16", action="store_true", help="mixed precision")
     parser.add_argument("--plain", action="store_true", help="transformers' own model")
     parser.add_argument("--ea-alpha", type=float)
