@@ -46,7 +46,8 @@ def add_evolution(
     attention.window = window
     attention.evolution = None
     if evolves and config.evolution:
-        attention.evolution = AttentionEvolution(num_heads, window=window, **config.evolution)
+        evolution = AttentionEvolution(num_heads, window=window, **config.evolution)
+        attention.evolution = evolution.to(torch.get_default_dtype())  # of fixed alpha and beta
     attention.probe = AttentionProbe()
 
 

@@ -40,9 +40,9 @@ class EvolvingPreTrainedModel(PreTrainedModel):
         self.build_evolving()
         self.has_evolving_parts = True
         device = torch.get_default_device()
-        for child in self.children():
-            if any(parameter.is_meta for parameter in child.parameters()):
-                child.to_empty(device=device)
+        for module in self.modules():
+            if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+                module.to_empty(device=device, recurse=False)
         self.post_init()
 
     def post_init(self) -> None:

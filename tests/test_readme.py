@@ -131,3 +131,6 @@ def test_transformers_models(tmp_path, monkeypatch):
                 counts.append(model_class(model_class.config_class(**options)).num_parameters())
         row = f"| {name} | {counts[0]:,} | {counts[1] - counts[0]:,} |"
         assert row in (ROOT / "docs/transformers.md").read_text(encoding="utf-8"), row
+        if name.startswith("BERT"):
+            glue = (ROOT / "examples/glue/README.md").read_text(encoding="utf-8")
+            assert f"{counts[0]:,}" in glue and f"{counts[1] - counts[0]:,}" in glue
