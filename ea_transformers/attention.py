@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from ea_transformers.cache import RowsLayer
+from ea_transformers.cache import LayerWithRows
 from ea_transformers.configuration import EvolvingConfig
 from evolving_attention import AttentionEvolution, AttentionProbe
 
@@ -62,7 +62,7 @@ def evolving_attention_forward(
     position_bias: Optional[Tensor] = None,
     prev_attn_logits: Optional[Tensor] = None,
     padded_queries: Optional[Tensor] = None,
-    rows: Optional[RowsLayer] = None,
+    rows: Optional[LayerWithRows] = None,
     **kwargs: Any,
 ) -> Tuple[Tensor, AttentionMaps]:
     """As transformers' eager attention, except for the maps.

@@ -1,37 +1,36 @@
 """The rows of earlier maps that incremental decoding needs, kept in transformers' cache."""
 
-from typing import Optional
+from typing import Any, Callable, Dict, Optional
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import Cache, EncoderDecoderCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
 
 from evolving_attention import AttentionEvolution
 from evolving_attention.functional import mix
 
-# Assisted decoding takes back the candidates that the model refuses, up to this many.
-CROPPABLE = 32
+CROPPABLE = 64  # tokens that can be taken back, or those of the last step if they are more
 
 
-class RowsLayer(DynamicLayer):
-    """The last rows of one attention's A_in, which the convolution of the next step reads.
+class LayerWithRows(CacheLayerMixin):
+    """A layer of a decoder's cache that also holds the last rows of its maps' A_in.
 
-    It stands behind the layers of keys and values in a cache, and is reordered, cropped and reset
-    together with them.
+    The convolutions of the next step read them: that of self-attention and that of
+    encoder-decoder attention, whose rows follow the decoder's tokens, too. They are reordered,
+    cropped and reset together with the keys and values.
+
+    It comes before transformers' class in the list of bases.
 
     Attributes:
-        attention: the layer's index and the convolution's window.
-        keys: the rows, (batch, heads, K - 1 + CROPPABLE or fewer, keys).
+        rows: by the convolution's window, (batch, heads, K - 1 + CROPPABLE or so, keys).
+        reach: K - 1.
     """
 
-    supports_early_init = False
-
-    def __init__(self, layer_idx: int, window: str) -> None:
-        super().__init__()
-        self.attention = (layer_idx, window)
-        self.reach = 0
+    is_compileable = False  # the rows change their shape
+    rows: Dict[str, Tensor]
+    reach: int
 
     def step(
         self,
@@ -41,28 +40,34 @@ class RowsLayer(DynamicLayer):
         absent: Optional[Tensor],
     ) -> Tensor:
         """The evolved map of the next queries; arguments as in :meth:`AttentionEvolution.step`."""
-        width = attn_logits.size(3)
+        batch, heads, queries, keys = attn_logits.shape
         self.reach = evolution.kernel_size - 1
-        rows = None
-        if self.is_initialized:
-            rows = self.keys[:, :, self.keys.size(2) - self.reach :, :width]
-        evolved, _ = evolution.step(attn_logits, prev_attn_logits, absent, rows)
+        kept, last = self.rows.get(evolution.window), None
+        if kept is None:
+            kept = attn_logits.new_zeros(batch, heads, self.reach, keys)
+        else:
+            kept = kept[..., :keys]  # fewer if tokens have been taken back
+            last = kept[:, :, kept.size(2) - self.reach :]
+        evolved, _ = evolution.step(attn_logits, prev_attn_logits, absent, last)
         alpha, _ = evolution.mixing_weights(attn_logits)
-        self.keep(mix(attn_logits, prev_attn_logits, alpha, absent))
+        a_in = mix(attn_logits, prev_attn_logits, alpha, absent)
+        kept = torch.cat([F.pad(kept, (0, keys - kept.size(3))), a_in], dim=2)
+        # Assisted decoding takes back the tokens of a step that the model refuses.
+        self.rows[evolution.window] = kept[:, :, -(self.reach + max(CROPPABLE, queries)) :]
         return evolved
 
-    def keep(self, a_in: Tensor) -> None:
-        """Adds rows (batch, heads, queries, keys), and drops those that are no longer needed."""
-        if self.is_initialized:
-            rows = self.keys[..., : a_in.size(3)]
-            rows = F.pad(rows, (0, a_in.size(3) - rows.size(3)))
-        else:
-            rows = a_in.new_zeros(a_in.size(0), a_in.size(1), self.reach, a_in.size(3))
-        rows = torch.cat([rows, a_in], dim=2)
-        self.device = a_in.device
-        self.keys = rows[:, :, -(self.reach + CROPPABLE) :]
-        self.values = self.keys[..., :0]  # the methods of the base class treat both alike
-        self.is_initialized = True
+    def each(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.rows = {window: change(rows) for window, rows in self.rows.items()}
+
+    def reset(self) -> None:
+        """As in transformers."""
+        super().reset()
+        self.rows = {}
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """As in transformers."""
+        super().reorder_cache(beam_idx)
+        self.each(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
     def crop(self, tokens_to_remove: int) -> None:
         """As in transformers.
@@ -70,45 +75,71 @@ class RowsLayer(DynamicLayer):
         Raises:
             ValueError: not enough rows are left.
         """
-        if self.is_initialized and self.keys.size(2) + tokens_to_remove < self.reach:
-            raise ValueError(
-                f"a cache of evolving attention can be cropped by at most {CROPPABLE} tokens, "
-                f"since it keeps only the last rows of each map, got {tokens_to_remove}"
-            )
+        for rows in self.rows.values():
+            if rows.size(2) + tokens_to_remove < self.reach:
+                raise ValueError(
+                    "a cache of evolving attention can be cropped by at most "
+                    f"{rows.size(2) - self.reach} tokens now, since it keeps only the last rows "
+                    f"of each map, got {tokens_to_remove}. In assisted decoding, lower the "
+                    "assistant's num_assistant_tokens"
+                )
         super().crop(tokens_to_remove)
+        self.each(lambda rows: rows[:, :, : rows.size(2) + tokens_to_remove])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """As in transformers."""
+        super().batch_repeat_interleave(repeats)
+        self.each(lambda rows: rows.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """As in transformers."""
+        super().batch_select_indices(indices)
+        self.each(lambda rows: rows[indices])
 
 
-def rows_layer(
-    cache: Cache, layer_idx: int, window: str, num_layers: int, query_length: int
-) -> RowsLayer:
-    """The rows of one attention in a cache of any kind; it adds them at the start of decoding.
+class DynamicLayerWithRows(LayerWithRows, DynamicLayer):
+    pass
+
+
+class StaticLayerWithRows(LayerWithRows, StaticLayer):
+    pass
+
+
+KINDS: Dict[Any, Any] = {DynamicLayer: DynamicLayerWithRows, StaticLayer: StaticLayerWithRows}
+
+
+def layer_with_rows(cache: Cache, layer_idx: int, window: str, query_length: int) -> LayerWithRows:
+    """The layer of a cache that holds the rows of one attention; replaces the plain one at first.
 
     Args:
         cache: transformers' cache of keys and values.
         layer_idx: of the attention.
         window: "causal" or "cross".
-        num_layers: of the decoder.
         query_length: new tokens of this step.
 
     Raises:
-        ValueError: the cache holds tokens already, but not the rows of their maps.
+        ValueError: the cache holds tokens already, but not the rows of their maps; or it is
+            neither dynamic nor static.
     """
-    # Rows follow the decoder's tokens; keys and values of cross-attention do not.
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
-    for layer in cache.layers[num_layers:]:
-        if layer.attention == (layer_idx, window):
-            return layer
-    past = cache.get_seq_length(layer_idx)
-    if window == "cross":  # self-attention has added its tokens before
-        past = past - query_length
-    if past > 0:
-        raise ValueError(
-            f"cache holds {int(past)} tokens, but not the rows of their attention maps: it must be "
-            "empty at first, or have been filled by this model. Prefix tuning cannot be used"
-        )
-    while len(cache.layers) < num_layers:  # they are made as needed, each at its own index
+    while len(cache.layers) <= layer_idx:  # they are made as needed
         cache.layers.append(cache.layer_class_to_replicate())
-    layer = RowsLayer(layer_idx, window)
-    cache.layers.append(layer)
+    layer = cache.layers[layer_idx]
+    if not isinstance(layer, LayerWithRows):
+        if type(layer) not in KINDS:
+            raise ValueError(f"cache must be dynamic or static, got layers of {type(layer)}")
+        layer = object.__new__(KINDS[type(layer)])
+        layer.__dict__.update(cache.layers[layer_idx].__dict__, rows={})
+        cache.layers[layer_idx] = layer
+    if window not in layer.rows:
+        past = layer.get_seq_length()
+        if window == "cross":  # self-attention has added its tokens before
+            past = past - query_length
+        if past > 0:
+            raise ValueError(
+                f"cache holds {int(past)} tokens, but not the rows of their attention maps: it "
+                "must be empty at first, or have been filled by this model. Prefix tuning cannot "
+                "be used"
+            )
     return layer

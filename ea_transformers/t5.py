@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 from transformers.models.t5 import modeling_t5 as t5
+from transformers.utils.deprecation import deprecate_kwarg
 
 from ea_transformers.attention import add_evolution, hidden_cells
-from ea_transformers.cache import rows_layer
+from ea_transformers.cache import layer_with_rows
 from ea_transformers.configuration import EAT5Config
 from ea_transformers.model import EvolvingPreTrainedModel
 
@@ -30,6 +31,10 @@ class BiasAndMap(NamedTuple):
     attn_logits: Optional[Tensor]
 
 
+# As transformers' own methods do; to be removed with its deprecation.
+old_name_of_cache = deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
+
+
 class EvolvingT5Attention(t5.T5Attention):
     """transformers' T5Attention, which takes the previous layer's map and returns its own.
 
@@ -44,6 +49,7 @@ class EvolvingT5Attention(t5.T5Attention):
         self.hands_on = bool(config.evolution) and kind in config.ea_attentions
         add_evolution(self, config, self.n_heads, self.hands_on and self.layer_idx > 0, window)
 
+    @old_name_of_cache
     def forward(
         self,
         hidden_states: Tensor,
@@ -61,13 +67,7 @@ class EvolvingT5Attention(t5.T5Attention):
         prev = BiasAndMap(None, None) if position_bias is None else position_bias
         rows = None
         if self.evolution is not None and cache is not None:
-            rows = rows_layer(
-                cache,
-                self.layer_idx,
-                self.window,
-                self.config.num_layers,
-                query_length=hidden_states.size(1),
-            )
+            rows = layer_with_rows(cache, self.layer_idx, self.window, hidden_states.size(1))
         output, bias, (attn_probs, attn_logits) = super().forward(
             hidden_states,
             mask,
@@ -137,6 +137,7 @@ class EAT5Stack(EvolvingT5PreTrainedModel, t5.T5Stack):
             kind=kind,
         )
 
+    @old_name_of_cache
     def forward(
         self,
         input_ids: Optional[Tensor] = None,

@@ -112,16 +112,19 @@ def test_generation_continues_a_target(source):
     assert torch.equal(results[0][:, :5], target)
 
 
-def test_assisted_generation_is_greedy_generation(source):
+@pytest.mark.parametrize("candidates", [3, 40])
+def test_assisted_generation_is_greedy_generation(source, candidates):
     """An assistant that errs: its refused candidates are taken back from the rows."""
     model, assistant = build(), evolving("t5", HEAD, seed=1)
     source = {name: x[:1] for name, x in source.items()}
-    expected = model.generate(**source, **LONG)
-    got = model.generate(**source, **LONG, assistant_model=assistant)
-    assert torch.equal(got, expected)
-    assert torch.equal(
-        model.generate(**source, **LONG, assistant_model=plain("t5", HEAD)), expected
-    )
+    length = {"max_new_tokens": 44, "min_new_tokens": 44}
+    expected = model.generate(**source, **length)
+    for helper in (assistant, plain("t5", HEAD)):
+        helper.generation_config.num_assistant_tokens = candidates
+        helper.generation_config.num_assistant_tokens_schedule = "constant"
+        helper.generation_config.assistant_confidence_threshold = 0.0
+        got = model.generate(**source, **length, assistant_model=helper)
+        assert torch.equal(got, expected)
 
 
 def test_the_cache_is_cropped_reordered_and_reset(source):
@@ -163,10 +166,36 @@ def test_the_cache_is_cropped_reordered_and_reset(source):
     for cache, order, kept in cases:
         torch.testing.assert_close(*continued(cache, order, kept), rtol=0, atol=1e-5)
 
-    long = tokens(2, 60, seed=4)
-    cache = model(**source, decoder_input_ids=long, use_cache=True).cache
-    with pytest.raises(ValueError, match="can be cropped by at most 32 tokens.*got -40"):
-        cache.crop(-40)
+    long = tokens(2, 81, seed=4)
+    cache = empty_cache()
+    for part in (long[:, :80], long[:, 80:]):
+        model(**source, decoder_input_ids=part, cache=cache, use_cache=True)
+    with pytest.raises(ValueError, match="can be cropped by at most 64 tokens now.*got -70"):
+        cache.crop(-70)
+
+
+def test_a_cache_keeps_the_form_of_the_plain_one(source):
+    """One layer for each of the decoder, with keys and values of the same shapes."""
+    target = tokens(2, 5, seed=3)
+    for name in ("cache", "past_key_values"):  # transformers still takes the old name
+        caches = [
+            model(**source, decoder_input_ids=target, use_cache=True, **{name: empty_cache()}).cache
+            for model in (plain("t5", HEAD), build())
+        ]
+        assert len(caches[0]) == len(caches[1]) == 3
+        for expected, got in zip(*caches, strict=True):
+            assert [getattr(x, "shape", x) for x in got] == [
+                getattr(x, "shape", x) for x in expected
+            ]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}])
+def test_a_decoder_of_another_depth_and_form(source, options):
+    """As in T5 1.1 and Flan-T5, and with fewer layers than the encoder."""
+    model = build(num_decoder_layers=2, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    without = {k: v for k, v in options.items() if "cache" not in k}
+    expected = model.generate(**source, **LONG, **without, use_cache=False)
+    assert torch.equal(model.generate(**source, **LONG, **options), expected)
 
 
 def test_a_cache_without_rows_is_an_error(source):

@@ -8,28 +8,34 @@ Whatever these tests say about ``BertModel`` is then said about ``EABertModel``,
 that have no evolving counterpart, decoders of BERT and RoBERTa, are left out.
 """
 
-from typing import List
+from typing import Any, List
 
 import pytest
-import transformers
 from transformers.models.auto import modeling_auto
 
 import ea_transformers
 
-for name in ea_transformers.__all__:
-    if name.startswith("EA"):
-        setattr(transformers, name.removeprefix("EA"), getattr(ea_transformers, name))
+OURS = {
+    name.removeprefix("EA"): getattr(ea_transformers, name)
+    for name in ea_transformers.__all__
+    if name.startswith("EA")
+}
 
 # The tests tell the task of a class by its name.
 for mapping in [x for name, x in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]:
     for host in ("bert", "roberta", "t5"):
-        found = f"EA{mapping.get(host)}"
-        if found in ea_transformers.__all__:
-            mapping[f"ea_{host}"] = found
+        if mapping.get(host) in OURS:
+            mapping[f"ea_{host}"] = f"EA{mapping[host]}"
+
+
+def ours(plain: Any) -> List[Any]:
+    """Our class in the place of a plain one, if there is one."""
+    return [OURS[plain.__name__]] if plain.__name__ in OURS else []
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    for module in {item.module for item in items}:
+        for name in OURS.keys() & vars(module).keys():
+            setattr(module, name, OURS[name])
     for test in {item.cls for item in items if hasattr(item.cls, "all_model_classes")}:
-        test.all_model_classes = tuple(
-            x for x in test.all_model_classes if x.__name__ in ea_transformers.__all__
-        )
+        test.all_model_classes = tuple(y for x in test.all_model_classes for y in ours(x))
