@@ -112,7 +112,8 @@ def test_a_finished_run_is_shown_again(raw, checkpoints, tmp_path, capsys, monke
 
 def test_an_interrupted_run_continues(raw, checkpoints, tmp_path, monkeypatch):  # noqa: F811
     options = ("CoLA", raw[0], checkpoints["bert"])
-    run(*options, tmp_path / "whole", "--epochs", "2")
+    more = ("--epochs", "2", "--ea-learnable", "--ea-lr", "0.05")
+    run(*options, tmp_path / "whole", *more)
     save = transformers.Trainer._save_checkpoint
 
     def save_and_stop(self, *args, **kwargs):
@@ -122,9 +123,9 @@ def test_an_interrupted_run_continues(raw, checkpoints, tmp_path, monkeypatch): 
     with monkeypatch.context() as patch:
         patch.setattr(transformers.Trainer, "_save_checkpoint", save_and_stop)
         with pytest.raises(SystemExit, match="the same command continues the run"):
-            run(*options, tmp_path / "part", "--epochs", "2")
+            run(*options, tmp_path / "part", *more)
     with only_trainers_types():
-        run(*options, tmp_path / "part", "--epochs", "2")
+        run(*options, tmp_path / "part", *more)
     whole, part = (
         transformers.AutoModelForSequenceClassification.from_pretrained(
             tmp_path / name / "seed1/best"

@@ -21,11 +21,11 @@ OURS = {
     if name.startswith("EA")
 }
 
-# The tests tell the task of a class by its name.
+# The tests tell the task of a class by its name, and look for it among the values of these.
 for mapping in [x for name, x in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]:
     for host in ("bert", "roberta", "t5"):
         if mapping.get(host) in OURS:
-            mapping[f"ea_{host}"] = f"EA{mapping[host]}"
+            mapping[f"{host} of this plugin"] = f"EA{mapping[host]}"
 
 
 def ours(plain: Any) -> List[Any]:

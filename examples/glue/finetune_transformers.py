@@ -123,14 +123,14 @@ def make_trainer(
 
 def set_mixing_lr(trainer: transformers.Trainer, lr: float) -> None:
     """Gives alpha and beta a learning rate of their own, and no weight decay."""
-    mixing = {
+    mixing = [  # in their order, by which a resumed training finds their state
         parameter
         for name, parameter in trainer.model.named_parameters()
         if name.endswith((".evolution.alpha", ".evolution.beta"))
-    }
+    ]
     for group in trainer.optimizer.param_groups:
-        group["params"] = [x for x in group["params"] if x not in mixing]
-    trainer.optimizer.add_param_group({"params": list(mixing), "lr": lr, "weight_decay": 0.0})
+        group["params"] = [x for x in group["params"] if all(x is not y for y in mixing)]
+    trainer.optimizer.add_param_group({"params": mixing, "lr": lr, "weight_decay": 0.0})
 
 
 def predictions_of(task: Task, logits: Any) -> list:
