@@ -9,6 +9,14 @@ transformers' own, and load the weights of plain checkpoints, too::
 """
 
 import transformers
+from packaging.version import Version
+
+if Version(transformers.__version__) < Version("5.24"):
+    raise ImportError(
+        f"ea_transformers needs transformers >= 5.24, found {transformers.__version__}: "
+        "pip install -U 'transformers>=5.24' (with Python 3.11 or newer)"
+    )
+
 from transformers import AutoConfig, AutoTokenizer
 
 from ea_transformers import bert, roberta, t5

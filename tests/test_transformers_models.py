@@ -1,5 +1,8 @@
 """ea_transformers: values, gradients and maps of the models, and their laws."""
 
+import importlib
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -400,6 +403,12 @@ def test_misuse_is_an_error():
     model.encoder.layer = model.encoder.layer[1:]
     with pytest.raises(ValueError, match="evolves the map of the previous layer"):
         model(tokens(1, 5))
+
+
+def test_an_old_transformers_is_an_error(monkeypatch):
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.57.1")
+    with pytest.raises(ImportError, match=r"needs transformers >= 5.24, found 4.57.1: pip install"):
+        importlib.reload(ea_transformers)
 
 
 def test_encoders_take_no_cache():
