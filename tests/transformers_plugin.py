@@ -22,7 +22,9 @@ OURS = {
 }
 
 # The tests tell the task of a class by its name, and look for it among the values of these.
-for mapping in [x for name, x in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]:
+for name, mapping in list(vars(modeling_auto).items()):
+    if not name.startswith("MODEL_") or not name.endswith("_MAPPING_NAMES"):
+        continue
     for host in ("bert", "roberta", "t5"):
         if mapping.get(host) in OURS:
             mapping[f"{host} of this plugin"] = f"EA{mapping[host]}"
