@@ -136,6 +136,21 @@ def test_names_of_old_checkpoints(tmp_path):
     assert all(".evolution." in name for name in info["missing_keys"])
 
 
+@pytest.mark.parametrize(
+    ("host", "head"), [("bert", "ForSequenceClassification"), ("t5", "ForConditionalGeneration")]
+)
+def test_an_old_configuration_with_checkpointing(host, head, tmp_path):
+    """It turns activation checkpointing on in the parts that evolve, too, and is used up."""
+    plain(host, head).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "gradient_checkpointing": True}))
+    model = ours(host, head).from_pretrained(tmp_path, **EVOLVING)
+    layers = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+    assert len(layers) >= 3 and all(layer.gradient_checkpointing for layer in layers)
+    assert model.is_gradient_checkpointing
+    assert not hasattr(model.config, "gradient_checkpointing")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_options_that_differ_from_the_checkpoint_are_an_error(dtype, tmp_path):
     evolving("bert", "ForMaskedLM").to(dtype).save_pretrained(tmp_path)
