@@ -15,14 +15,9 @@ DOCUMENTS = sorted(
     for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "examples/**/*.md")
     for path in ROOT.glob(pattern)
 )
-README, MAPS, SERIES, TRANSFORMERS = (
+README, MAPS, SERIES = (
     re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
-    for name in (
-        "README.md",
-        "docs/maps.md",
-        "examples/time_series/README.md",
-        "docs/transformers.md",
-    )
+    for name in ("README.md", "docs/maps.md", "examples/time_series/README.md")
 )
 
 
@@ -90,47 +85,3 @@ def test_a_classifier(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         classifier.classes_[logits.argmax(axis=1)], classifier.predict(X_test)
     )
-
-
-
-def test_transformers_models(tmp_path, monkeypatch):
-    """Both ways from a checkpoint, for which a tiny one stands in, and the counts of parameters."""
-    transformers = pytest.importorskip(
-        "transformers", minversion="5.24", reason="transformers is not installed"
-    )
-    import ea_transformers
-
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    plain = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=40, **size))
-    plain.save_pretrained(tmp_path / "bert-base-uncased")
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
-    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
-    tokenizer.save_pretrained(tmp_path / "bert-base-uncased")
-    monkeypatch.chdir(tmp_path)
-    for text in TRANSFORMERS:
-        names = {}
-        exec(text, names)
-        assert type(names["model"]) is ea_transformers.EABertForSequenceClassification
-        assert names["model"].config.ea_beta == 0.1
-
-    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
-    large["intermediate_size"] = 4096
-    roberta = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
-    t5 = {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
-    for name, model, options in (
-        ("BERT-Base", "BertModel", {}),
-        ("BERT-Large", "BertModel", large),
-        ("RoBERTa-Base", "RobertaModel", roberta),
-        ("RoBERTa-Large", "RobertaModel", {**roberta, **large}),
-        ("T5-Base", "T5ForConditionalGeneration", t5),
-    ):
-        counts = []
-        for module, prefix in ((transformers, ""), (ea_transformers, "EA")):
-            model_class = getattr(module, prefix + model)
-            with torch.device("meta"):
-                counts.append(model_class(model_class.config_class(**options)).num_parameters())
-        row = f"| {name} | {counts[0]:,} | {counts[1] - counts[0]:,} |"
-        assert row in (ROOT / "docs/transformers.md").read_text(encoding="utf-8"), row
-        if name.startswith("BERT"):
-            glue = (ROOT / "examples/glue/README.md").read_text(encoding="utf-8")
-            assert f"{counts[0]:,}" in glue and f"{counts[1] - counts[0]:,}" in glue
