@@ -39,7 +39,8 @@ class EvolvingT5Attention(t5.T5Attention):
     """transformers' T5Attention, which takes the previous layer's map and returns its own.
 
     Args:
-        evolves: whether maps evolve in this kind of attention: "encoder", "decoder", "cross".
+        kind: "encoder" or "decoder" for their self-attention, "cross" for encoder-decoder
+            attention. Its maps evolve if the configuration's `ea_attentions` names it.
     """
 
     def __init__(self, *args: Any, kind: str, **kwargs: Any) -> None:
