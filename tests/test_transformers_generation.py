@@ -63,22 +63,25 @@ def test_decoding_in_steps_equals_the_whole(source, options, left):
     torch.testing.assert_close(got, expected[mask.bool()], rtol=0, atol=1e-5)
 
 
+LONGER = {**EVOLVING, "ea_kernel_size": 5}
+WAYS = [
+    {},
+    {"num_beams": 3},
+    {"do_sample": True},
+    {"do_sample": True, "num_beams": 2},
+    {"num_beams": 4, "num_return_sequences": 3},
+    {"cache_implementation": "static"},
+    {"num_beams": 2, "cache_implementation": "static"},
+    {"prompt_lookup_num_tokens": 3},
+    {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"num_beams": 3},
-        {"do_sample": True},
-        {"do_sample": True, "num_beams": 2},
-        {"num_beams": 4, "num_return_sequences": 3},
-        {"cache_implementation": "static"},
-        {"num_beams": 2, "cache_implementation": "static"},
-        {"prompt_lookup_num_tokens": 3},
-        {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
-    ],
+    ("variant", "options"),
+    [*((EVOLVING, way) for way in WAYS), (LONGER, {}), (LONGER, {"num_beams": 3})],
     ids=str,
 )
-@pytest.mark.parametrize("variant", [EVOLVING, {**EVOLVING, "ea_kernel_size": 5}])
 def test_generation_with_a_cache_equals_generation_without(source, variant, options):
     model = build(**variant)
     if "prompt_lookup_num_tokens" in options:  # transformers decodes one sentence at a time
