@@ -397,7 +397,7 @@ def test_wrong_options_are_named(tmp_path, monkeypatch, capsys, options, message
     assert message in f"{stopped.value}{capsys.readouterr().err}"
 
 
-# ------------------------------------------------------------------------------- from text to scores
+# --------------------------------------------------------------------------- from text to scores
 
 POSITIONS = 64
 EVOLVING = ["--arch", "ea_roberta", "--ea-alpha", 0.4, "--ea-beta", 0.3]
