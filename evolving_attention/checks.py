@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 WINDOWS = ("bidirectional", "causal", "cross")
-# Masks that are added to logits, or written in their place, are -inf, the lowest number of a dtype,
-# -1e9 or -1e4. A sum with -1e4 may lie a little higher.
-MASKED = -9e3
+# Masks that are added to logits, or written in their place: -inf, the lowest number of a dtype,
+# -1e9; or -1e4, close to which a sum lies. Logits of a training that diverges may lie between.
+MASKED = -6e4
+MASKED_BY_10_000 = (-1.01e4, -9.9e3)
 
 
 def check_maps(attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Tensor]) -> None:
@@ -89,17 +90,22 @@ def check_unmasked(
         step = max(1, logits.size(2) - 1)
         ends = logits.detach()[:, :, ::step]  # (B, H, 2, S)
         lowest = ends.amin().item()
-        if not lowest <= MASKED:
+        if not is_mask(lowest):
             continue
         if mask is not None and not (learnable and math.isinf(lowest)):
             ends = ends.masked_fill(mask.expand(logits.shape)[:, :, ::step], 0.0)
             lowest = ends.amin().item()
-        if lowest <= MASKED and ends.amax().item() < -MASKED:
+        if is_mask(lowest) and ends.amax().item() < -MASKED_BY_10_000[1]:
             raise ValueError(
                 f"{name} must not be masked yet, but holds {lowest:g}: pass the logits as they are "
                 "before a mask; tell which cells do not exist by mask=... (bool, True: no cell); "
                 "and mask the result for the softmax, but not the map that you hand on"
             )
+
+
+def is_mask(number: float) -> bool:
+    """Whether a logit is as low as those that are masked."""
+    return number <= MASKED or MASKED_BY_10_000[0] <= number <= MASKED_BY_10_000[1]
 
 
 def check_heads(attn_logits: Tensor, num_heads: int) -> None:

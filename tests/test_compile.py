@@ -28,7 +28,7 @@ def language_understanding(build, sentences, task):
 
 
 def time_series(build, sentences, task):
-    return DCTransformer(3, 2, num_blocks=2).eval(), (torch.randn(2, 9, 3), torch.tensor([9, 5]))
+    return DCTransformer(3, 2, 9, num_blocks=2).eval(), (torch.randn(2, 9, 3), torch.tensor([9, 5]))
 
 
 @pytest.mark.parametrize("make", [translation, language_understanding, time_series])

@@ -561,6 +561,13 @@ def test_logits_that_are_not_masked_pass(scale, queries, keys):
     assert out.shape == logits.shape
 
 
+@pytest.mark.parametrize("low", [-9_000.0, -10_403.0, -50_000.0])
+def test_large_negative_logits_are_no_masks(low):
+    logits, prev = maps(QUERIES, QUERIES)
+    logits[0, 0, 0, 0] = low
+    assert AttentionEvolution(HEADS, 0.1, 0.1).double()(logits, prev).isfinite().all()
+
+
 def test_graphs_hold_no_check():
     layer = AttentionEvolution(HEADS, 0.1, 0.1).double()
     right, wrong = maps(), [x.masked_fill(random_mask(), float("-inf")) for x in maps()]

@@ -704,12 +704,12 @@ def test_the_table_of_the_example(tmp_path):
 @pytest.mark.parametrize("script", ["run", "search"])
 def test_the_documents_have_the_tables_of_the_results(script, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLE))
+    for name in (script, "jobs"):  # other examples have modules of the same names
+        monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module(script)
-    try:
-        lines = module.table(module.read(EXAMPLE / f"{script}.json", module.SCRIPT))
-    finally:  # other tests may have modules of the same name
-        for name in (script, "jobs"):
-            sys.modules.pop(name)
+    lines = module.table(module.read(EXAMPLE / f"{script}.json", module.SCRIPT))
+    for name in (script, "jobs"):
+        del sys.modules[name]
     assert len(lines) > 4
     assert "\n".join(lines) in (EXAMPLE / "README.md").read_text(encoding="utf-8")
 
