@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, logging
 
 import ea_transformers
+from ea_maps.measure import by_attention
 from evolving_attention import AttentionMap, collect_maps
 
 MODELS = {
@@ -119,11 +120,7 @@ def maps_of(
             model(source)
         else:
             model(source, decoder_input_ids=decoder_input(checkpoint, target), use_cache=False)
-    sorted_maps = {
-        attention: [x for x in maps if x.name.startswith(start) and x.name.endswith(ends)]
-        for attention, (start, ends) in ATTENTIONS.items()
-    }
-    return {attention: found for attention, found in sorted_maps.items() if found}
+    return by_attention(maps, ATTENTIONS)
 
 
 def axes_of(

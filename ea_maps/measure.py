@@ -1,7 +1,7 @@
 """Measures how far attention moves from layer to layer, and how much of the input it reaches."""
 
 import math
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -162,6 +162,20 @@ SUMMARIES: Dict[str, Callable[[Sequence[AttentionMap]], List[AttentionMap]]] = {
     "rollout": rollout,
     "flow": flow,
 }
+
+
+def by_attention(
+    maps: Sequence[AttentionMap], attentions: Mapping[str, Tuple[str, Union[str, Tuple[str, ...]]]]
+) -> Dict[str, List[AttentionMap]]:
+    """The maps of each kind of attention that there is.
+
+    `attentions` has how the names of its modules begin and end.
+    """
+    found = {
+        attention: [x for x in maps if x.name.startswith(start) and x.name.endswith(end)]
+        for attention, (start, end) in attentions.items()
+    }
+    return {attention: layers for attention, layers in found.items() if layers}
 
 
 def table(movements: Sequence[Movement]) -> str:

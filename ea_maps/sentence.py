@@ -12,6 +12,7 @@ from omegaconf import open_dict
 from torch import Tensor, nn
 
 import ea_fairseq  # noqa: F401 (registers the models, and lets torch load their checkpoints)
+from ea_maps.measure import by_attention
 from evolving_attention import AttentionMap, collect_maps
 
 # Each attention's name in a picture, and in fairseq's modules.
@@ -131,11 +132,7 @@ def maps_of(
             end = target[:, -1:]  # fairseq's decoder starts with the end of sentence
             lengths = torch.tensor([source.size(1)])
             model(source, lengths, torch.cat([end, target[:, :-1]], dim=1))
-    sorted_maps = {
-        attention: [x for x in maps if x.name.startswith(start) and x.name.endswith(end)]
-        for attention, (start, end) in ATTENTIONS.items()
-    }
-    return {attention: found for attention, found in sorted_maps.items() if found}
+    return by_attention(maps, ATTENTIONS)
 
 
 def axes_of(
