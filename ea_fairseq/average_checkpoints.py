@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional
 import torch
 from torch import Tensor
 
-from ea_fairseq.checkpoints import options_of
+from ea_fairseq.checkpoints import numbers_allowed, options_of
 from ea_fairseq.models.options import evolution_of
 from evolving_attention.commands import add_overwrite, check_output, whole_or_not_at_all
 
@@ -25,7 +25,8 @@ def load(path: Path) -> Dict:
         ValueError: `path` is no checkpoint, or holds objects that could run code.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with numbers_allowed():
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(
             f"{path} is no checkpoint, or holds objects that torch may not load, since they could "

@@ -2,11 +2,13 @@
 
 import argparse
 from collections import OrderedDict
+from functools import wraps
 from pickle import UnpicklingError
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, ContextManager, Dict, Mapping, Tuple
 
 import numpy as np
 import torch
+from fairseq import checkpoint_utils
 
 
 class PickledDtype:
@@ -58,18 +60,34 @@ class PickledMeter(OrderedDict):
 def allow_checkpoints() -> None:
     """Lets torch.load read the few types that fairseq's checkpoints hold, and no others.
 
-    They are the options (a namespace); with --eval-bleu, n-gram counts and scores (numpy); and,
-    from fairseq <= 0.9, meters, whose module has had two names.
+    They are the options (a namespace); from fairseq <= 0.9, meters, whose module has had two names;
+    and with --eval-bleu, n-gram counts and scores (numpy), which only fairseq's own loads may read:
+    elsewhere, such as in the random states that transformers saves, numpy's names keep their
+    meaning.
     """
     meters = [
         (PickledMeter, f"fairseq.{module}.{name}")
         for module in ("meters", "logging.meters")
         for name in ("AverageMeter", "TimeMeter", "StopwatchMeter")
     ]
-    torch.serialization.add_safe_globals(
+    # A pair: timm allows the bare type for each of its loads, and forbids it afterwards.
+    options = (argparse.Namespace, "argparse.Namespace")
+    torch.serialization.add_safe_globals([options, *meters])
+
+    load = checkpoint_utils.load_checkpoint_to_cpu
+
+    @wraps(load)
+    def load_with_numbers(*args: Any, **kwargs: Any) -> Any:
+        with numbers_allowed():
+            return load(*args, **kwargs)
+
+    checkpoint_utils.load_checkpoint_to_cpu = load_with_numbers
+
+
+def numbers_allowed() -> ContextManager[None]:
+    """Lets torch.load read the numpy arrays and numbers of a checkpoint, and only numbers."""
+    return torch.serialization.safe_globals(
         [
-            # A pair: timm allows the bare type for each of its loads, and forbids it afterwards.
-            (argparse.Namespace, "argparse.Namespace"),
             (PickledDtype, "numpy.dtype"),
             (PickledArray, "numpy.ndarray"),
             # numpy 1 and numpy 2 name the module differently.
@@ -77,7 +95,6 @@ def allow_checkpoints() -> None:
             (empty_array, "numpy._core.multiarray._reconstruct"),
             (number, "numpy.core.multiarray.scalar"),
             (number, "numpy._core.multiarray.scalar"),
-            *meters,
         ]
     )
 

@@ -11,7 +11,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY
 from omegaconf import open_dict
 from torch import Tensor, nn
 
-import ea_fairseq  # noqa: F401 (registers the models, and lets torch load their checkpoints)
+import ea_fairseq  # noqa: F401 (registers the models, and lets fairseq load their checkpoints)
 from ea_maps.measure import by_attention
 from evolving_attention import AttentionMap, collect_maps
 

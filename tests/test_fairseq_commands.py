@@ -253,7 +253,7 @@ def test_which_checkpoints_are_averaged(tmp_path):
 
 
 def test_the_best_checkpoints_are_those_that_the_training_called_best(trained, tmp_path, capsys):
-    state = torch.load(trained / "checkpoint15.pt")
+    state = averaging.load(trained / "checkpoint15.pt")
     assert state["cfg"]["checkpoint"]["maximize_best_checkpoint_metric"]
     paths = [tmp_path / f"checkpoint.best_bleu_{bleu}.pt" for bleu in ("9.1", "30.4", "28.0")]
     for path in paths:
@@ -272,7 +272,7 @@ def test_the_best_checkpoints_are_those_that_the_training_called_best(trained, t
 
 
 def test_checkpoints_of_different_evolution_are_not_averaged(trained, tmp_path):
-    state = torch.load(trained / "checkpoint15.pt")
+    state = averaging.load(trained / "checkpoint15.pt")
     state["cfg"]["model"].ea_alpha = 0.5
     torch.save(state, tmp_path / "other.pt")
     paths = [str(trained / "checkpoint15.pt"), str(tmp_path / "other.pt")]
@@ -411,7 +411,7 @@ def test_a_checkpoint_with_the_meters_of_old_fairseq(data, trained, tmp_path, mo
     meters["loss"].update(2.5)
     for meter in meters.values():
         monkeypatch.setattr(type(meter), "__module__", module)
-    state = torch.load(trained / "checkpoint_last.pt")
+    state = averaging.load(trained / "checkpoint_last.pt")
     state["extra_state"]["train_meters"] = meters
     torch.save(state, tmp_path / "old.pt")
     monkeypatch.undo()
@@ -420,7 +420,7 @@ def test_a_checkpoint_with_the_meters_of_old_fairseq(data, trained, tmp_path, mo
     for name, weight in start.items():
         assert torch.equal(got[name], weight), name
     averaging.main(["--inputs", str(tmp_path / "old.pt"), "--output", str(tmp_path / "mean.pt")])
-    kept = torch.load(tmp_path / "mean.pt")["extra_state"]["train_meters"]["loss"]
+    kept = averaging.load(tmp_path / "mean.pt")["extra_state"]["train_meters"]["loss"]
     assert kept == {"round": None, "val": 2.5, "sum": 2.5, "count": 1}
 
 
@@ -634,6 +634,16 @@ def test_numbers_of_a_checkpoint_are_numbers(tmp_path):
         torch.save({"model": {}, "extra_state": bad}, path)
         with pytest.raises(ValueError, match="could run code"):
             averaging.load(path)
+
+
+def test_other_files_of_numbers_load_as_before(tmp_path):
+    """Beside fairseq's checkpoints, numpy's names are numpy's own, as transformers needs them."""
+    state = np.random.RandomState(1).get_state()
+    torch.save(state, tmp_path / "random_state.pt")
+    allowed = [state[1].__reduce__()[0], np.ndarray, np.dtype, type(state[1].dtype)]
+    with torch.serialization.safe_globals(allowed):
+        again = torch.load(tmp_path / "random_state.pt", weights_only=True)
+    assert type(again[1]) is np.ndarray and np.array_equal(again[1], state[1])
 
 
 def test_timms_loading_takes_nothing_away(trained):

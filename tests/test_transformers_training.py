@@ -15,7 +15,6 @@ from transformers_models import (
     ea_transformers,
     evolving,
     inputs_for,
-    only_trainers_types,
     tokens,
     transformers,
 )
@@ -27,12 +26,6 @@ needs_accelerate = pytest.mark.skipif(
 )
 LORA_TARGETS = {"bert": ["query", "value"], "t5": ["q", "v"]}
 TRAINED = (("bert", "ForTokenClassification"), ("t5", "ForConditionalGeneration"))
-
-
-@pytest.fixture(autouse=True)
-def trainers_types():
-    with only_trainers_types():
-        yield
 
 
 class Sentences(torch.utils.data.Dataset):

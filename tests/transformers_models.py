@@ -1,7 +1,5 @@
 """Tiny models of transformers with random weights, for the tests of ea_transformers."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
@@ -141,18 +139,3 @@ def first_output(outputs):
         if name in outputs:
             return outputs[name]
     raise AssertionError(list(outputs))
-
-
-@contextmanager
-def only_trainers_types():
-    """Lets torch load only what Trainer itself allows in a file of random states.
-
-    ea_fairseq, which other tests import, allows stand-ins of the same names.
-    """
-    allowed = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(allowed)
