@@ -29,6 +29,7 @@ RELEASED_SETTINGS = {
     "convolution": {"alpha": 0.0, "beta": 0.1},
     "learned-from-0": {"alpha": 0.0, "beta": 0.0, "learnable": True, "ea_lr": 1e-3},
     "identity": {"alpha": 0.1, "beta": 0.1, "start": "identity"},
+    "warm-up": {"alpha": 0.1, "beta": 0.1, "warmup": 0.5},
     "both-0.2": {"alpha": 0.2, "beta": 0.2},
     "both-0.4": {"alpha": 0.4, "beta": 0.4},
 }

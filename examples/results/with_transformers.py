@@ -6,6 +6,7 @@ import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from experiment import PLAIN, ROOT, Experiment, ExperimentError, Options, Result
@@ -26,8 +27,9 @@ class FineTuning(Experiment):
     """MiniLM-L6, a released BERT of 6 layers of width 384, fine-tuned on one task.
 
     The settings may have, besides the options of the evolving attention, a `start` of "identity",
-    where each convolution begins as one that changes nothing, and an `ea_lr`, the learning rate of
-    learned alpha and beta.
+    where each convolution begins as one that changes nothing; an `ea_lr`, the learning rate of
+    learned alpha and beta; and a `warmup`, the share of the updates in which fixed alpha and beta
+    rise from 0.
 
     Attributes:
         task: of GLUE.
@@ -64,7 +66,8 @@ class FineTuning(Experiment):
                 ]
             except DataError as error:
                 raise ExperimentError(f"--data: {error}") from None
-            torch.save([splits[0][: self.examples], splits[1]], target)
+            valid = sorted(splits[1], key=lambda row: len(row["input_ids"]))
+            torch.save([splits[0][: self.examples], valid], target)
 
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         from finetune_transformers import make_trainer
@@ -84,11 +87,14 @@ class FineTuning(Experiment):
             seed=seed,
             use_cpu=True,
             save_strategy="no",
+            train_sampling_strategy="group_by_length",  # half the padding, half the time
             num_train_epochs=self.epochs,
             learning_rate=self.lr,
             per_device_train_batch_size=self.batch_size,
             per_device_eval_batch_size=50,
         )
+        if "warmup" in options:
+            warm_up(trainer, options["warmup"])
         start = time.perf_counter()
         trainer.train()
         log = [x for x in trainer.state.log_history if "eval_loss" in x]
@@ -122,6 +128,22 @@ class FineTuning(Experiment):
                     nn.init.dirac_(module.weight)
                     nn.init.zeros_(module.bias)
         return model
+
+
+def warm_up(trainer: Any, share: float) -> None:
+    """Lets alpha and beta rise from 0 to their values in this share of all updates."""
+    from transformers import TrainerCallback
+
+    layers = [x for x in trainer.model.modules() if isinstance(x, AttentionEvolution)]
+    values = [layer.mixing for layer in layers]
+
+    class WarmUp(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            part = min(1.0, state.global_step / (share * state.max_steps))
+            for layer, (alpha, beta) in zip(layers, values, strict=True):
+                layer.mixing = (part * alpha, part * beta)
+
+    trainer.add_callback(WarmUp())
 
 
 def unpack_minilm(folder: Path) -> None:

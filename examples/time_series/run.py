@@ -24,7 +24,10 @@ from aeon.classification.convolution_based import (
     MultiRocketHydraClassifier,
     RocketClassifier,
 )
-from aeon.classification.deep_learning import InceptionTimeClassifier
+from aeon.classification.deep_learning import (
+    InceptionTimeClassifier,
+    IndividualInceptionClassifier,
+)
 from aeon.classification.distance_based import KNeighborsTimeSeriesClassifier
 from aeon.pipeline import make_pipeline
 from aeon.regression.convolution_based import (
@@ -32,7 +35,7 @@ from aeon.regression.convolution_based import (
     MultiRocketHydraRegressor,
     RocketRegressor,
 )
-from aeon.regression.deep_learning import InceptionTimeRegressor
+from aeon.regression.deep_learning import InceptionTimeRegressor, IndividualInceptionRegressor
 from aeon.regression.distance_based import KNeighborsTimeSeriesRegressor
 from aeon.transformations.collection import SimpleImputer
 from aeon.transformations.collection.unequal_length import Padder
@@ -71,7 +74,10 @@ PEERS = {
     "MultiRocket-Hydra": Peer(MultiRocketHydraClassifier, MultiRocketHydraRegressor),
     "1-NN DTW": Peer(KNeighborsTimeSeriesClassifier, KNeighborsTimeSeriesRegressor, False),
 }
-NEEDS_TENSORFLOW = {"InceptionTime": Peer(InceptionTimeClassifier, InceptionTimeRegressor)}
+NEEDS_TENSORFLOW = {
+    "Inception": Peer(IndividualInceptionClassifier, IndividualInceptionRegressor),
+    "InceptionTime": Peer(InceptionTimeClassifier, InceptionTimeRegressor),  # five of these
+}
 
 
 def estimator(method: str, is_regression: bool, options: Dict, seed: int) -> Any:
@@ -211,8 +217,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument(
         "--peers",
         action="store_true",
-        help=f"also train {', '.join(PEERS)} ({', '.join(NEEDS_TENSORFLOW)}, which takes hours on "
-        "a CPU and needs tensorflow, only by --methods)",
+        help=f"also train {', '.join(PEERS)} ({' and '.join(NEEDS_TENSORFLOW)}, which take long "
+        "on a CPU and need tensorflow, only by --methods)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
     parser.add_argument("--epochs", type=positive, help="default: the estimators' own")
