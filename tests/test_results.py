@@ -172,16 +172,18 @@ def test_a_run_from_data_to_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(type(small), "evaluate", keep)
     arguments = [
         *("run.py", experiment.name, "--data", tmp_path / "data", "--work", tmp_path / "work"),
-        *("--out", tmp_path / "json", "--settings", "plain", "evolving", "--seeds", 2),
+        *("--out", tmp_path / "json", "--settings", "plain", "identity", "--seeds", 2),
     ]
     monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
     run.main()
     assert "2 jobs, 0 of them done before" in capsys.readouterr().out
-    plain, evolving = weights.values()
-    assert len(evolving) == len(plain) + 3 * 4
+    plain, identity = weights.values()
+    assert len(identity) == len(plain) + 3 * 4
     for name, weight in plain.items():
-        assert torch.equal(evolving[name], weight), name
-    for setting in ("plain", "evolving"):
+        assert torch.equal(identity[name], weight), name
+    kernels = [x for name, x in identity.items() if name.endswith("evolution.weight")]
+    assert len(kernels) == 3 and all(x.sum() == x[:, :, 1, 1].trace() == 4 for x in kernels)
+    for setting in ("plain", "identity"):
         path = tmp_path / "json" / experiment.name / f"{setting}-seed2.json"
         result = json.loads(path.read_text())
         assert result["scores"]["validation loss, bits"] == result["curve"][-1][1] > 0

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Tuple
 
+from torch import nn
+
+from evolving_attention import AttentionEvolution
+
 ROOT = Path(__file__).resolve().parents[2]
 
-Options = Dict[str, Any]  # of the evolving attention: alpha, beta, kernel_size, ...
+# Of the evolving attention: alpha, beta, kernel_size, ... A `start` of "identity" lets each
+# convolution begin as one that changes nothing.
+Options = Dict[str, Any]
 
 WEIGHTS = "checkpoint_last.pt"  # what a training writes to its folder
 PLAIN: Options = {"alpha": 0.0, "beta": 0.0}
@@ -67,6 +73,25 @@ class Experiment:
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         """Trains once. `run` is an empty folder for logs and for the weights, :data:`WEIGHTS`."""
         raise NotImplementedError
+
+
+def begins_with_identity(options: Options) -> bool:
+    """Whether the convolutions do.
+
+    Raises:
+        ValueError: the `start` is unknown.
+    """
+    start = options.get("start")
+    if start not in (None, "identity"):
+        raise ValueError(f"start must be identity or left out, got {start!r}")
+    return start == "identity"
+
+
+def reset_to_identity(model: nn.Module) -> None:
+    """Makes each convolution over the maps one that changes nothing."""
+    for module in model.modules():
+        if isinstance(module, AttentionEvolution):
+            module.reset_to_identity()
 
 
 def python(arguments: Iterable[object], log: Path) -> str:

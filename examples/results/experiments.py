@@ -20,6 +20,7 @@ ABLATIONS = {
     "beta-0.5": {"alpha": 0.1, "beta": 0.5},
     "both-0.5": {"alpha": 0.5, "beta": 0.5},
     "learned": {"alpha": 0.1, "beta": 0.1, "learnable": True},
+    "identity": {"alpha": 0.1, "beta": 0.1, "start": "identity"},
 }
 # A released model has weights that were trained with plain maps.
 RELEASED_SETTINGS = {

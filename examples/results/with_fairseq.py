@@ -7,8 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List
 
-from experiment import ROOT, WEIGHTS, Experiment, ExperimentError, Options, Result, python
+import torch
+from experiment import (
+    ROOT,
+    WEIGHTS,
+    Experiment,
+    ExperimentError,
+    Options,
+    Result,
+    begins_with_identity,
+    python,
+    reset_to_identity,
+)
 
+UNTRAINED = "--max-update 1 --lr 1e-30 --disable-validation".split()
 TESTS = ("test_2016_flickr", "test_2017_flickr")  # of Multi30k
 
 
@@ -37,15 +49,23 @@ class FairseqExperiment(Experiment):
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         fairseq_train = ["-m", "fairseq_cli.train", self.data_bin(work)]
         fairseq_train += ["--user-dir", ROOT / "ea_fairseq", "--seed", seed, *self.recipe.split()]
+        fairseq_train += ["--no-epoch-checkpoints"]
         start = work / f"{self.name}-start{seed}" / WEIGHTS
         if not start.exists():
-            once = "--max-update 1 --lr 1e-30 --disable-validation --no-epoch-checkpoints".split()
-            once += ["--arch", self.plain_arch, "--save-dir", start.parent]
-            python([*fairseq_train, *once], run / "start.log")
-        given = [text for option in options.items() for text in as_argument(*option)]
-        given += ["--arch", self.arch, "--finetune-from-model", start, "--save-dir", run]
+            plain = ["--arch", self.plain_arch, "--save-dir", start.parent]
+            python([*fairseq_train, *plain, *UNTRAINED], run / "start.log")
+        given = ["--arch", self.arch]
+        for name, value in options.items():
+            given += [] if name == "start" else as_argument(name, value)
+        given += ["--finetune-from-model", start]
+        if begins_with_identity(options):
+            random = [*given, "--save-dir", run / "start"]
+            python([*fairseq_train, *random, *UNTRAINED], run / "identity.log")
+            given[-1] = run / "start" / WEIGHTS
+            write_identity(given[-1])
+        given += ["--save-dir", run]
         given += ["--max-update", self.updates, "--validate-interval-updates", self.every]
-        given += "--no-epoch-checkpoints --log-format json --log-interval 100".split()
+        given += "--log-format json --log-interval 100".split()
         log = python([*fairseq_train, *given], run / "train.log")
         curve = [
             (int(valid["valid_num_updates"]), float(valid["valid_loss"]))
@@ -123,6 +143,17 @@ def as_argument(name: str, value: object) -> List[str]:
     """An option of the evolving attention on fairseq's command line."""
     flag = f"--ea-{name.replace('_', '-')}"
     return [flag] if value is True else [flag, str(value)]
+
+
+def write_identity(path: Path) -> None:
+    """Makes each convolution in a checkpoint one that changes nothing."""
+    from fairseq.checkpoint_utils import load_model_ensemble
+
+    from ea_fairseq.average_checkpoints import load
+
+    (model,), _ = load_model_ensemble([str(path)])
+    reset_to_identity(model)
+    torch.save({**load(path), "model": model.state_dict()}, path)
 
 
 def unpack(path: Path, folder: Path) -> Path:

