@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
+import numpy as np
 import timm
 import torch
 from experiment import (
@@ -19,6 +20,7 @@ from experiment import (
     reset_to_identity,
 )
 from PIL import Image
+from timm.data import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,6 +38,8 @@ class Images(Experiment):
         model: timm's name of it.
         model_options: for `timm.create_model`.
         epochs, batch_size, lr: of the training by AdamW, with a cosine schedule.
+        size: pixels of a side, to which images are enlarged.
+        mixes: train as DeiT does, with mixup and CutMix.
     """
 
     model: str
@@ -43,6 +47,8 @@ class Images(Experiment):
     epochs: int
     batch_size: int
     lr: float
+    size: int = 32
+    mixes: bool = False
 
     def prepare(self, data: Path, work: Path) -> None:
         target = work / "cifar10.pt"
@@ -53,6 +59,8 @@ class Images(Experiment):
         torch.set_num_threads(1)
         images, labels, test_images, test_labels = torch.load(work / "cifar10.pt")
         model = self.build(options, seed)
+        np.random.seed(seed)  # timm's Mixup draws from it
+        mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=10)
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.05)
         steps = len(labels) // self.batch_size
         warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=steps)
@@ -66,15 +74,19 @@ class Images(Experiment):
             model.train()
             batches = torch.randperm(len(labels), generator=order).split(self.batch_size)
             for batch in batches[:steps]:
-                logits = model(augment(images[batch], order))
-                loss = F.cross_entropy(logits, labels[batch], label_smoothing=0.1)
+                x, target = augment(images[batch], order), labels[batch]
+                if self.mixes:
+                    x, target = mix(x, target)
+                loss = F.cross_entropy(
+                    model(self.enlarge(x)), target, label_smoothing=0.0 if self.mixes else 0.1
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
             before = time.perf_counter()
-            loss, accuracy = evaluate(model, test_images, test_labels)
+            loss, accuracy = self.evaluate(model, test_images, test_labels)
             testing += time.perf_counter() - before
             curve.append((epoch * steps, accuracy))
             with (run / "train.log").open("a") as log:
@@ -82,6 +94,21 @@ class Images(Experiment):
         seconds = time.perf_counter() - start - testing
         torch.save(model.state_dict(), run / WEIGHTS)
         return Result(dict(zip(self.scores, (accuracy, -loss), strict=True)), curve, seconds)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tuple[float, float]:
+        """Cross-entropy, and accuracy in per cent."""
+        model.eval()
+        logits = torch.cat([model(self.enlarge(normalise(x))) for x in images.split(250)])
+        loss = F.cross_entropy(logits, labels).item()
+        right = (logits.argmax(dim=1) == labels).sum().item()
+        return loss, 100 * right / len(labels)
+
+    def enlarge(self, images: Tensor) -> Tensor:
+        """(B, 3, 32, 32) -> (B, 3, size, size)."""
+        if self.size == images.size(-1):
+            return images
+        return F.interpolate(images, self.size, mode="bilinear")
 
     def build(self, options: Options, seed: int) -> nn.Module:
         """The model in this setting, whose other weights are those of the plain model."""
@@ -140,13 +167,3 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     columns = (left[:, None] + columns)[:, None, :]  # (B, 1, 32)
     batch = torch.arange(len(images))[:, None, None]
     return padded.permute(0, 2, 3, 1)[batch, rows, columns].permute(0, 3, 1, 2)
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Tuple[float, float]:
-    """Cross-entropy, and accuracy in per cent."""
-    model.eval()
-    logits = torch.cat([model(normalise(batch)) for batch in images.split(250)])
-    loss = F.cross_entropy(logits, labels).item()
-    right = (logits.argmax(dim=1) == labels).sum().item()
-    return loss, 100 * right / len(labels)
