@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import torch
 from experiment import (
@@ -72,36 +72,62 @@ class FairseqExperiment(Experiment):
             for valid in map(json.loads, re.findall(r"\| valid \| (\{.*\})", log))
         ]
         (seconds,) = re.findall(r"done training in ([\d.]+) seconds", log)
-        scores = {self.scores[0]: curve[-1][1], **self.evaluate(work, run)}
+        scores = {self.scores[0]: curve[-1][1], **self.evaluate(seed, work, run)}
         return Result(scores, curve, float(seconds))
 
-    def evaluate(self, work: Path, run: Path) -> Dict[str, float]:
+    def evaluate(self, seed: int, work: Path, run: Path) -> Dict[str, float]:
         """The scores other than the validation loss."""
         return {}
 
 
 @dataclass
 class MaskedLM(FairseqExperiment):
-    """Masked language modelling on the training sentences of GLUE tasks, or on captions.
+    """Masked language modelling, then fine-tuning.
 
     Attributes:
-        captions: Multi30k's English side instead of CoLA and RTE.
+        tasks: of GLUE, whose training sentences are the text, and on which the model is fine-tuned.
+            Without any, the text is Multi30k's English side.
     """
 
-    captions: bool
+    tasks: Tuple[str, ...] = ()
 
     def data_bin(self, work: Path) -> Path:
         return work / self.name
 
     def prepare(self, data: Path, work: Path) -> None:
-        if self.data_bin(work).exists():
-            return
-        source = ["--raw", data / "glue", "--tasks", "CoLA", "RTE"]
-        if self.captions:
-            texts = [unpack(data / "multi30k" / f"{name}.en", work) for name in ("train", "val")]
-            source = ["--text", texts[0], "--valid", texts[1]]
-        source += ["--vocabulary", 4000, "--out", self.data_bin(work), "--workers", 1]
-        python([ROOT / "examples/glue/prepare.py", "text", *source], work / f"{self.name}.log")
+        script, text = ROOT / "examples/glue/prepare.py", self.data_bin(work)
+        if not text.exists():
+            if self.tasks:
+                source = ["--raw", data / "glue", "--tasks", *self.tasks]
+            else:
+                files = (data / "multi30k" / f"{name}.en" for name in ("train", "val"))
+                train, valid = (unpack(file, work) for file in files)
+                source = ["--text", train, "--valid", valid]
+            source += ["--vocabulary", 4000, "--out", text, "--workers", 1]
+            python([script, "text", *source], work / f"{self.name}.log")
+        if self.tasks and not self.task_data(work).exists():
+            source = ["--raw", data / "glue", "--tasks", *self.tasks, "--bpe", text / "bpe"]
+            source += ["--out", self.task_data(work), "--workers", 1]
+            python([script, "tasks", *source], work / f"{self.name}-tasks.log")
+
+    def task_data(self, work: Path) -> Path:
+        """The folder with a folder for each task."""
+        return work / f"{self.name}-tasks"
+
+    def evaluate(self, seed: int, work: Path, run: Path) -> Dict[str, float]:
+        found = {}
+        for name, task in zip(self.scores[1:], self.tasks, strict=True):
+            given = [
+                ROOT / "examples/glue/finetune.py",
+                task,
+                "--data",
+                self.task_data(work) / task,
+            ]
+            given += ["--checkpoint", run / WEIGHTS, "--arch", self.arch, "--seeds", seed]
+            given += ["--save-dir", run / task, *FINE_TUNING.split(), *SMALL_MODEL.split()]
+            log = python(given, run / f"{task}.log")
+            found[name] = float(re.findall(rf"^{task}   \w+ ([-\d.]+)$", log, re.MULTILINE)[0])
+        return found
 
 
 @dataclass
@@ -118,7 +144,7 @@ class Translation(FairseqExperiment):
         source += ["--out", work / "multi30k", "--workers", 1]
         python([ROOT / "examples/translation/prepare.py", *source], work / "multi30k.log")
 
-    def evaluate(self, work: Path, run: Path) -> Dict[str, float]:
+    def evaluate(self, seed: int, work: Path, run: Path) -> Dict[str, float]:
         return {
             score: self.bleu("test" if index == 0 else f"test{index}", work, run)
             for index, score in enumerate(self.scores[1:])
@@ -166,13 +192,16 @@ def unpack(path: Path, folder: Path) -> Path:
     return folder / path.name
 
 
-MASKED_LM = """--task masked_lm --criterion masked_lm
-    --encoder-layers 4 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512
-    --encoder-attention-heads 4 --sample-break-mode complete_doc --tokens-per-sample 128
+SMALL_MODEL = """--encoder-layers 4 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512
+    --encoder-attention-heads 4 --clip-norm 1.0 --cpu --num-workers 0"""
+
+MASKED_LM = f"""{SMALL_MODEL} --task masked_lm --criterion masked_lm
+    --sample-break-mode complete_doc --tokens-per-sample 128
     --max-tokens 2048 --required-batch-size-multiple 1 --skip-invalid-size-inputs-valid-test
-    --optimizer adam --adam-betas (0.9,0.98) --adam-eps 1e-6 --weight-decay 0.01 --clip-norm 1.0
-    --lr-scheduler polynomial_decay --lr 2e-3 --warmup-updates 100 --total-num-update 1000
-    --cpu --num-workers 0"""
+    --optimizer adam --adam-betas (0.9,0.98) --adam-eps 1e-6 --weight-decay 0.01
+    --lr-scheduler polynomial_decay --lr 2e-3 --warmup-updates 100 --total-num-update 1000"""
+
+FINE_TUNING = "--max-positions 128 --epochs 6 --lr 3e-4 --batch-size 32"
 
 TRANSLATION = """--encoder-layers 6 --encoder-embed-dim 160 --encoder-ffn-embed-dim 160
     --encoder-attention-heads 4 --decoder-layers 6 --decoder-embed-dim 160
