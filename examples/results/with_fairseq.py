@@ -117,13 +117,9 @@ class MaskedLM(FairseqExperiment):
     def evaluate(self, seed: int, work: Path, run: Path) -> Dict[str, float]:
         found = {}
         for name, task in zip(self.scores[1:], self.tasks, strict=True):
-            given = [
-                ROOT / "examples/glue/finetune.py",
-                task,
-                "--data",
-                self.task_data(work) / task,
-            ]
-            given += ["--checkpoint", run / WEIGHTS, "--arch", self.arch, "--seeds", seed]
+            data = self.task_data(work) / task
+            given = [ROOT / "examples/glue/finetune.py", task, "--data", data, "--seeds", seed]
+            given += ["--checkpoint", run / WEIGHTS, "--arch", self.arch]
             given += ["--save-dir", run / task, *FINE_TUNING.split(), *SMALL_MODEL.split()]
             log = python(given, run / f"{task}.log")
             found[name] = float(re.findall(rf"^{task}   \w+ ([-\d.]+)$", log, re.MULTILINE)[0])
