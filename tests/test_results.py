@@ -39,6 +39,25 @@ def test_every_result_belongs_to_an_experiment():
         assert set(result["scores"]) == set(experiment.scores)
 
 
+def test_a_repetition_is_compared_with_the_results(tmp_path, monkeypatch, capsys):
+    name = "masked-lm-captions"
+    (tmp_path / name).mkdir()
+    for setting, change in (("plain", 0.0), ("evolving", 1.0)):
+        text = (report.RESULTS / name / f"{setting}-seed1.json").read_text(encoding="utf-8")
+        result = json.loads(text)
+        result["scores"]["validation loss, bits"] += change
+        (tmp_path / name / f"{setting}-seed1.json").write_text(json.dumps(result))
+    for folder, expected in ((tmp_path, "outside"), (report.RESULTS, "inside")):
+        monkeypatch.setattr(sys, "argv", ["report.py", "--again", str(folder)])
+        report.main()
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first.startswith(f"{name}, evolving, validation loss, bits: ") and expected in first
+    monkeypatch.setattr(sys, "argv", ["report.py", "--again", str(tmp_path / "nothing")])
+    with pytest.raises(SystemExit):
+        report.main()
+    assert "has no pair" in capsys.readouterr().err
+
+
 def results(values, seconds=1.0):
     return {seed: {"scores": {"loss": x}, "cpu_seconds": seconds} for seed, x in values.items()}
 

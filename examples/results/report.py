@@ -1,11 +1,14 @@
 """Makes the tables and plots of docs/results.md and the README's summary from the JSON files.
 
     python examples/results/report.py
+    python examples/results/report.py --again FOLDER
+The second compares the results in a folder that run.py wrote with `--out FOLDER` to these.
 
 A paired difference is that of two trainings with the same seed: one in a setting, one of the plain
 model. Its interval is the 95 % confidence interval of Student's t distribution.
 """
 
+import argparse
 import json
 import math
 import re
@@ -248,7 +251,38 @@ def documents() -> Dict[Path, str]:
     }
 
 
+def compare_again(folder: Path) -> List[str]:
+    """A line per experiment, setting and score of another folder: is it in the interval?"""
+    lines = []
+    for experiment, ours in finished():
+        again = read(folder, experiment)
+        for setting in (name for name in again if name in ours and name != "plain"):
+            for score in experiment.scores:
+                before = compare(ours["plain"], ours[setting], score)
+                after = compare(again.get("plain", {}), again[setting], score)
+                if before is None or before.interval is None or after is None:
+                    continue
+                low, high = (before.difference + x * before.interval for x in (-1, 1))
+                where = "inside" if low <= after.difference <= high else "outside"
+                lines.append(
+                    f"{experiment.name}, {setting}, {score}: {after.difference:+.3f} "
+                    f"({len(after.seeds)} pairs), {where} {low:+.3f} to {high:+.3f}"
+                )
+    return lines
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--again", type=Path, metavar="FOLDER")
+    folder = parser.parse_args().again
+    if folder is not None:
+        lines = compare_again(folder)
+        if not lines:
+            parser.error(f"--again: {folder} has no pair of an experiment that is reported here")
+        print("\n".join(lines))
+        return
     matplotlib.rcParams["svg.hashsalt"] = "results"
     for path, text in documents().items():
         path.write_text(text, encoding="utf-8")

