@@ -83,7 +83,8 @@ EXPERIMENTS: Dict[str, Experiment] = {
             "of 2,048 tokens with Adam, learning rate 2e-3; beam 5.",
             scores=("validation loss, bits", "BLEU test_2016_flickr", "BLEU test_2017_flickr"),
             lower_is_better=True,
-            settings=FAIRSEQ_SETTINGS,
+            settings=FAIRSEQ_SETTINGS
+            | {"centred-keys": {"alpha": 0.1, "beta": 0.1, "keys": "centred"}},
             seeds=(1, 2, 3),
             plain_arch="transformer",
             arch="ea_transformer",

@@ -2,6 +2,7 @@
 
     python examples/results/report.py
     python examples/results/report.py --again FOLDER
+
 The second compares the results in a folder that run.py wrote with `--out FOLDER` to these.
 
 A paired difference is that of two trainings with the same seed: one in a setting, one of the plain
