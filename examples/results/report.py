@@ -19,7 +19,7 @@ from typing import Dict, List, Optional, Tuple
 
 import matplotlib
 import numpy as np
-from experiment import ROOT, Experiment
+from experiment import ROOT, Experiment, Options
 from experiments import EXPERIMENTS
 from matplotlib.figure import Figure
 from scipy.stats import t as student
@@ -136,18 +136,27 @@ def lower(experiment: Experiment, score: str) -> bool:
     return experiment.lower_is_better and score == experiment.scores[0]
 
 
+def text_of(options: Options) -> str:
+    """A setting in a cell of the table: "0.1, 0.1, 3", and what else there is."""
+    named = ("alpha", "beta", "kernel_size")
+    parts = [str(options.get(name, 3)) for name in named]
+    for name, value in options.items():
+        if name not in named:
+            parts.append(name if value is True else f"{name} {value}")
+    return ", ".join(parts)
+
+
 def table(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str]:
     """One row per setting and score."""
     lines = [
-        "| setting | \u03b1, β, kernel | score | pairs | plain | this | difference "
+        "| setting | \u03b1, β, kernel, ... | score | pairs | plain | this | difference "
         "± standard error | 95 % interval | | time |",
         "|---|---|---|---:|---:|---:|---:|---|---|---:|",
     ]
     for setting, results in found.items():
         if setting == "plain":
             continue
-        options = experiment.settings[setting]
-        numbers = f"{options['alpha']}, {options['beta']}, {options.get('kernel_size', 3)}"
+        numbers = text_of(experiment.settings[setting])
         for score in experiment.scores:
             it = compare(found.get("plain", {}), results, score)
             if it is None:
