@@ -58,6 +58,8 @@ def test_the_identity_changes_only_what_is_negative(window, kernel_size):
     a_in = 0.25 * prev + 0.75 * logits
     expected = a_in.where(a_in > 0, 0.5 * a_in)
     torch.testing.assert_close(layer(logits, prev), expected, rtol=0, atol=1e-12)
+    layer.reset_to_identity(bias=9.0)
+    torch.testing.assert_close(layer(logits, prev), a_in + 0.5 * 9.0, rtol=0, atol=1e-12)
     AttentionEvolution(HEADS, 0.25, 0.0).reset_to_identity()  # there is no convolution
 
 

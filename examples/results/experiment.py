@@ -13,9 +13,9 @@ from evolving_attention import AttentionEvolution
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Of the evolving attention: alpha, beta, kernel_size, ... A `start` of "identity" lets each
-# convolution begin as one that changes nothing.
-Options = Dict[str, Any]
+Options = Dict[str, Any]  # of the evolving attention: alpha, beta, kernel_size, ... and `start`
+# How convolutions begin that copy their input: by the number that they add to it.
+STARTS = {"identity": 0.0, "shifted": 8.0}
 
 WEIGHTS = "checkpoint_last.pt"  # what a training writes to its folder
 PLAIN: Options = {"alpha": 0.0, "beta": 0.0}
@@ -75,23 +75,23 @@ class Experiment:
         raise NotImplementedError
 
 
-def begins_with_identity(options: Options) -> bool:
-    """Whether the convolutions do.
+def sets_start(options: Options) -> bool:
+    """Whether the convolutions begin in another way than at random.
 
     Raises:
         ValueError: the `start` is unknown.
     """
     start = options.get("start")
-    if start not in (None, "identity"):
-        raise ValueError(f"start must be identity or left out, got {start!r}")
-    return start == "identity"
+    if start is not None and start not in STARTS:
+        raise ValueError(f"start must be one of {', '.join(STARTS)} or left out, got {start!r}")
+    return start is not None
 
 
-def reset_to_identity(model: nn.Module) -> None:
-    """Makes each convolution over the maps one that changes nothing."""
+def set_start(model: nn.Module, options: Options) -> None:
+    """Initialises each convolution over the maps as `start` says."""
     for module in model.modules():
         if isinstance(module, AttentionEvolution):
-            module.reset_to_identity()
+            module.reset_to_identity(STARTS[options["start"]])
 
 
 def python(arguments: Iterable[object], log: Path) -> str:

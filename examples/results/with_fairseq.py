@@ -15,9 +15,9 @@ from experiment import (
     ExperimentError,
     Options,
     Result,
-    begins_with_identity,
     python,
-    reset_to_identity,
+    set_start,
+    sets_start,
 )
 
 UNTRAINED = "--max-update 1 --lr 1e-30 --disable-validation".split()
@@ -58,11 +58,11 @@ class FairseqExperiment(Experiment):
         for name, value in options.items():
             given += [] if name in ("start", "keys") else as_argument(name, value)
         given += ["--finetune-from-model", run / "plain" / WEIGHTS]
-        if begins_with_identity(options):
-            random = [*given, "--save-dir", run / "identity"]
-            python([*fairseq_train, *random, *UNTRAINED], run / "identity.log")
-            given[-1] = run / "identity" / WEIGHTS
-            write_identity(given[-1])
+        if sets_start(options):
+            random = [*given, "--save-dir", run / "start"]
+            python([*fairseq_train, *random, *UNTRAINED], run / "start.log")
+            given[-1] = run / "start" / WEIGHTS
+            write_start(given[-1], options)
         given += ["--save-dir", run]
         given += ["--max-update", self.updates, "--validate-interval-updates", self.every]
         given += "--log-format json --log-interval 100".split()
@@ -179,14 +179,14 @@ def as_argument(name: str, value: object) -> List[str]:
     return [flag] if value is True else [flag, str(value)]
 
 
-def write_identity(path: Path) -> None:
-    """Makes each convolution in a checkpoint one that changes nothing."""
+def write_start(path: Path, options: Options) -> None:
+    """Initialises each convolution in a checkpoint as `start` says."""
     from fairseq.checkpoint_utils import load_model_ensemble
 
     from ea_fairseq.average_checkpoints import load
 
     (model,), _ = load_model_ensemble([str(path)])
-    reset_to_identity(model)
+    set_start(model, options)
     torch.save({**load(path), "model": model.state_dict()}, path)
 
 

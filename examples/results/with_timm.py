@@ -16,8 +16,8 @@ from experiment import (
     ExperimentError,
     Options,
     Result,
-    begins_with_identity,
-    reset_to_identity,
+    set_start,
+    sets_start,
 )
 from PIL import Image
 from timm.data import Mixup
@@ -116,8 +116,8 @@ class Images(Experiment):
         weights = {k: v for k, v in plain.state_dict().items() if ".evolution." not in k}
         missing, unexpected = model.load_state_dict(weights, strict=False)
         assert not unexpected and all(".evolution." in name for name in missing)
-        if begins_with_identity(options):
-            reset_to_identity(model)
+        if sets_start(options):
+            set_start(model, options)
         return model
 
     def create(self, options: Options, seed: int) -> nn.Module:

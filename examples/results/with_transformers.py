@@ -16,8 +16,8 @@ from experiment import (
     ExperimentError,
     Options,
     Result,
-    begins_with_identity,
-    reset_to_identity,
+    set_start,
+    sets_start,
 )
 from torch import nn
 
@@ -129,8 +129,8 @@ class FineTuning(Experiment):
         model = build(task, checkpoint, **evolution)
         _, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
         assert not unexpected
-        if begins_with_identity(options):
-            reset_to_identity(model)
+        if sets_start(options):
+            set_start(model, options)
         return model
 
 
