@@ -74,7 +74,7 @@ def test_a_classifier(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit, export = SERIES
     names = {}
-    exec(fit.replace("random_state=1", "random_state=1, n_epochs=2"), names)
+    exec(fit.replace("random_state=1", "random_state=1, n_epochs=2, n_estimators=1"), names)
     classifier, X_test = names["classifier"], list(names["X_test"][:, :, :60])
     assert classifier.predict(X_test).shape == names["y_test"].shape
     pytest.importorskip("onnxscript")
