@@ -114,24 +114,6 @@ class AttentionEvolution(nn.Module):
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def reset_to_identity(self, bias: float = 0.0) -> None:
-        """Makes the convolution one that returns A_in + bias.
-
-        A released model, whose weights were trained with plain maps, then begins closer to itself
-        than with random convolutions: only the ReLU changes the map, where A_in < -bias. At alpha
-        = 0 and with a bias that nearly all logits exceed, the output is at first that of the plain
-        model, since a softmax does not see a constant.
-        """
-        self.reset_mixing()
-        if self.weight is not None and self.bias is not None:
-            last, centre = self.kernel_size - 1, self.kernel_size // 2
-            row = centre if self.window == "bidirectional" else last
-            column = last if self.window == "causal" else centre
-            nn.init.constant_(self.bias, bias)
-            nn.init.zeros_(self.weight)
-            with torch.no_grad():
-                self.weight[:, :, row, column].fill_diagonal_(1.0)
-
     def reset_mixing(self) -> None:
         """Sets alpha and beta to their initial values."""
         nn.init.constant_(self.alpha, self.mixing[0])

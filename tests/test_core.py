@@ -49,20 +49,6 @@ def test_equals_the_equations_in_value_and_every_gradient(window, kernel_size, l
         torch.testing.assert_close(grad.squeeze(), expected_grad.squeeze(), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3, 5])
-@pytest.mark.parametrize("window", WINDOWS)
-def test_the_identity_changes_only_what_is_negative(window, kernel_size):
-    layer = AttentionEvolution(HEADS, 0.25, 0.5, kernel_size, window).double()
-    layer.reset_to_identity()
-    logits, prev = maps()
-    a_in = 0.25 * prev + 0.75 * logits
-    expected = a_in.where(a_in > 0, 0.5 * a_in)
-    torch.testing.assert_close(layer(logits, prev), expected, rtol=0, atol=1e-12)
-    layer.reset_to_identity(bias=9.0)
-    torch.testing.assert_close(layer(logits, prev), a_in + 0.5 * 9.0, rtol=0, atol=1e-12)
-    AttentionEvolution(HEADS, 0.25, 0.0).reset_to_identity()  # there is no convolution
-
-
 @pytest.mark.parametrize(
     ("window", "rows", "columns"),
     [

@@ -16,11 +16,12 @@ sys.path.insert(0, str(ROOT / "examples" / "results"))
 import picture  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
+from experiment import set_start  # noqa: E402
 from experiments import EXPERIMENTS  # noqa: E402
 from with_timm import MEAN, STD  # noqa: E402
 
 import ea_fairseq  # noqa: E402, F401 (makes checkpoints loadable)
-from evolving_attention import collect_maps  # noqa: E402
+from evolving_attention import WINDOWS, AttentionEvolution, collect_maps  # noqa: E402
 
 
 def test_the_documents_say_what_the_results_say():
@@ -168,6 +169,19 @@ def test_augmentation_moves_and_flips_images():
         found.add(int(match))
     assert len(found) > 40
     assert min(found) < 81 <= max(found)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_convolutions_that_copy_their_input(window, kernel_size):
+    layer = AttentionEvolution(4, 0.25, 0.5, kernel_size, window).double()
+    logits, prev = torch.randn(2, 2, 4, 6, 7, dtype=torch.float64)
+    a_in = 0.25 * prev + 0.75 * logits
+    set_start(layer, {"start": "identity"})
+    expected = a_in.where(a_in > 0, 0.5 * a_in)
+    torch.testing.assert_close(layer(logits, prev), expected, rtol=0, atol=1e-12)
+    set_start(layer, {"start": "shifted"})
+    torch.testing.assert_close(layer(logits, prev), a_in + 0.5 * 8.0, rtol=0, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
+import torch
 from torch import nn
 
 from evolving_attention import AttentionEvolution
@@ -33,11 +34,13 @@ class Result:
         scores: by name, of the weights after the last update.
         curve: (update, first score on the validation data) during training.
         seconds: duration of the training, without evaluation on the test sets.
+        learned: each layer's alpha and beta after the training, if they were learned.
     """
 
     scores: Dict[str, float]
     curve: List[Tuple[int, float]]
     seconds: float
+    learned: Optional[List[Tuple[float, float]]] = None
 
 
 @dataclass
@@ -90,8 +93,23 @@ def sets_start(options: Options) -> bool:
 def set_start(model: nn.Module, options: Options) -> None:
     """Initialises each convolution over the maps as `start` says."""
     for module in model.modules():
-        if isinstance(module, AttentionEvolution):
-            module.reset_to_identity(STARTS[options["start"]])
+        if isinstance(module, AttentionEvolution) and module.weight is not None:
+            copy_input(module, STARTS[options["start"]])
+
+
+def copy_input(evolution: AttentionEvolution, bias: float) -> None:
+    """Makes the convolution one that returns A_in + bias.
+
+    A released model, whose weights were trained with plain maps, then begins closer to itself than
+    with random convolutions: only the ReLU changes the map, where A_in < -bias.
+    """
+    last, centre = evolution.kernel_size - 1, evolution.kernel_size // 2
+    row = centre if evolution.window == "bidirectional" else last
+    column = last if evolution.window == "causal" else centre
+    nn.init.constant_(evolution.bias, bias)
+    nn.init.zeros_(evolution.weight)
+    with torch.no_grad():
+        evolution.weight[:, :, row, column].fill_diagonal_(1.0)
 
 
 def python(arguments: Iterable[object], log: Path) -> str:

@@ -175,6 +175,21 @@ def table(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str
     return lines
 
 
+def learned(found: Dict[str, Dict[int, dict]]) -> List[str]:
+    """Where learned alpha and beta ended, a sentence per setting."""
+    lines = []
+    for setting, results in found.items():
+        pairs = [pair for result in results.values() for pair in result.get("learned") or []]
+        if pairs:
+            alphas, betas = zip(*pairs, strict=True)
+            lines += [
+                f"In `{setting}`, the learned \u03b1 of the layers end between {min(alphas):.3f} "
+                f"and {max(alphas):.3f}, β between {min(betas):.3f} and {max(betas):.3f}.",
+                "",
+            ]
+    return lines
+
+
 def plot(experiment: Experiment, found: Dict[str, Dict[int, dict]], path: Path) -> None:
     """Learning curves of plain and evolving: the mean over seeds, and the range as a band."""
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
@@ -214,6 +229,7 @@ def section(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
         "",
         *table(experiment, found),
         "",
+        *learned(found),
         speed(experiment, found),
         "",
         f"![Learning curves: {experiment.scores[0]} by updates, plain and evolving]({plot_of})",

@@ -111,7 +111,12 @@ class FineTuning(Experiment):
             for ours, name in zip(self.scores, task.metrics, strict=True)
         }
         curve = [(x["step"], x[f"eval_{task.metrics[0]}"]) for x in log]
-        return Result(scores, curve, seconds)
+        learned = [
+            (layer.alpha.item(), layer.beta.item())
+            for layer in trainer.model.modules()
+            if isinstance(layer, AttentionEvolution) and layer.learnable
+        ]
+        return Result(scores, curve, seconds, learned or None)
 
     def build(self, checkpoint: str, options: Options, seed: int) -> nn.Module:
         """The model in this setting, whose new head is that of the plain model."""
