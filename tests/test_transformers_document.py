@@ -23,7 +23,12 @@ def test_the_snippets_run(tmp_path, monkeypatch):
         names = {}
         exec(text, names)
         assert type(names["model"]) is ea_transformers.EABertForSequenceClassification
-        assert names["model"].config.ea_beta == 0.1
+        assert names["model"].config.ea_learnable
+        if "optimizer" in names:
+            rest, mixing = names["optimizer"].param_groups
+            assert len(mixing["params"]) == 2  # the second layer's alpha and beta
+            count = len(list(names["model"].parameters()))
+            assert len(rest["params"]) == count - 2
 
 
 def test_the_counts_of_parameters():
