@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Writes the tables of README.md from run.json and search.json: `python tables.py`."""
+"""Writes the tables of README.md from run.json and search.json.
+
+    python examples/time_series/tables.py
+"""
 
 import re
 from pathlib import Path
