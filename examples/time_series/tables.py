@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the tables of README.md from run.json and search.json.
 
-    python examples/time_series/tables.py
+python examples/time_series/tables.py
 """
 
 import re
