@@ -59,8 +59,15 @@ def test_a_repetition_is_compared_with_the_results(tmp_path, monkeypatch, capsys
     assert "has no pair" in capsys.readouterr().err
 
 
-def results(values, seconds=1.0):
-    return {seed: {"scores": {"loss": x}, "cpu_seconds": seconds} for seed, x in values.items()}
+def results(values, seconds=1.0, processor="a processor"):
+    return {
+        seed: {
+            "scores": {"loss": x},
+            "cpu_seconds": seconds,
+            "machine": {"processor": processor},
+        }
+        for seed, x in values.items()
+    }
 
 
 def test_comparison():
@@ -75,6 +82,9 @@ def test_comparison():
     found.interval = 1.9
     assert found.verdict(lower_is_better=True) == "better"
     assert found.verdict(lower_is_better=False) == "worse"
+    elsewhere = results({1: 4.0, 2: 4.0}, processor="another")
+    assert report.compare(plain, elsewhere, "loss").time is None
+    assert report.compare(plain, elsewhere | results({3: 4.0}, 1.2), "loss").time == 1.2
     one = report.compare(results({1: 5.0}), results({1: 4.0}), "loss")
     assert (one.error, one.interval) == (None, None)
     assert one.verdict(lower_is_better=True) == "no clear difference"
@@ -105,13 +115,17 @@ def test_how_early_a_score_is_reached(lower_is_better, ours, share):
     assert end in sentence and "final it of plain" in sentence
 
 
-def test_results_of_other_options_are_refused(tmp_path):
+def test_results_of_other_options_are_refused(tmp_path, monkeypatch, capsys):
     experiment = EXPERIMENTS["images"]
     (tmp_path / "images").mkdir()
     path = tmp_path / "images" / "evolving-seed1.json"
     path.write_text(json.dumps({"options": {"alpha": 0.7}}))
     with pytest.raises(ValueError, match="evolving-seed1.json has options"):
         report.read(tmp_path, experiment)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--again", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        report.main()
+    assert "error: --again: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["evolving", "plain"])

@@ -37,7 +37,8 @@ class Comparison:
         difference: mean of the paired differences, ours - plain.
         error: standard error of that mean; None for a single pair.
         interval: the mean may be this far off with 95 % confidence; None for a single pair.
-        time: ratio of the processor times, median over the pairs; None if they were not measured.
+        time: ratio of the processor times, median over the pairs; None if no pair has times that
+            were measured on the same processor.
     """
 
     seeds: List[int]
@@ -85,8 +86,13 @@ def compare(plain: Dict[int, dict], ours: Dict[int, dict], score: str) -> Option
         error = float(differences.std(ddof=1) / math.sqrt(len(seeds)))
         interval = float(student.ppf(0.975, len(seeds) - 1) * error)
     clock = "cpu_seconds"
-    measured = [seed for seed in seeds if clock in ours[seed] and clock in plain[seed]]
-    times = [ours[seed][clock] / plain[seed][clock] for seed in measured]
+    times = [
+        ours[seed][clock] / plain[seed][clock]
+        for seed in seeds
+        if clock in ours[seed]
+        and clock in plain[seed]
+        and ours[seed]["machine"]["processor"] == plain[seed]["machine"]["processor"]
+    ]
     return Comparison(
         seeds,
         float(np.mean(before)),
@@ -304,7 +310,10 @@ def main() -> None:
     parser.add_argument("--again", type=Path, metavar="FOLDER")
     folder = parser.parse_args().again
     if folder is not None:
-        lines = compare_again(folder)
+        try:
+            lines = compare_again(folder)
+        except ValueError as error:
+            parser.error(f"--again: {error}")
         if not lines:
             parser.error(f"--again: {folder} has no pair of an experiment that is reported here")
         print("\n".join(lines))

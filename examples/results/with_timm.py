@@ -59,8 +59,10 @@ class Images(Experiment):
         torch.set_num_threads(1)
         images, labels, test_images, test_labels = torch.load(work / "cifar10.pt")
         model = self.build(options, seed)
-        np.random.seed(seed)  # timm's Mixup draws from it
-        mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=10)
+        mix = None
+        if self.mixes:
+            np.random.seed(seed)  # timm's Mixup draws from it
+            mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=10)
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.05)
         steps = len(labels) // self.batch_size
         warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=steps)
@@ -75,7 +77,7 @@ class Images(Experiment):
             batches = torch.randperm(len(labels), generator=order).split(self.batch_size)
             for batch in batches[:steps]:
                 x, target = augment(images[batch], order), labels[batch]
-                if self.mixes:
+                if mix is not None:
                     x, target = mix(x, target)
                 loss = F.cross_entropy(
                     model(self.enlarge(x)), target, label_smoothing=0.0 if self.mixes else 0.1
