@@ -37,6 +37,7 @@ from torch.utils.data import Subset
 from ea_aeon.data import Cases, Preparation, collate, pad, split_off
 from ea_aeon.network import DCTransformer, Ensemble, member_of
 from evolving_attention import AttentionMap, collect_maps
+from evolving_attention.checks import check_count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -197,14 +198,15 @@ class DCTransformerEstimator:
             value = getattr(self, name)
             if value is None and name in chosen:
                 continue
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value!r}")
+            check_count(name, value)
         for name in ("lr", "clip_norm"):
             value = getattr(self, name)
             if not isinstance(value, Real) or not value > 0:
                 raise ValueError(f"{name} must be more than 0, got {value!r}")
         if not isinstance(self.weight_decay, Real) or not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay!r}")
+        if not isinstance(self.verbose, Integral):
+            raise ValueError(f"verbose must be True, False or a number, got {self.verbose!r}")
         if self.lr_schedule not in SCHEDULES:
             raise ValueError(
                 f"lr_schedule must be one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}"
@@ -433,9 +435,11 @@ class DCTransformerEstimator:
         Raises:
             NotFittedError: the estimator is not fitted.
             ValueError: an option or the labels are of a type that :meth:`load` would not accept.
+            OSError: the file cannot be written.
         """
         self._check_is_fitted()
         options = self.get_params(deep=False)
+        del options["device"]  # load has one of its own
         if isinstance(self.random_state, np.random.RandomState):
             options["random_state"] = None
         saved = {
@@ -450,7 +454,9 @@ class DCTransformerEstimator:
             "history": self.history_,
             "weights": dict(self.network_.state_dict()),
         }
-        torch.save({name: as_plain(value, name) for name, value in saved.items()}, path)
+        saved = {name: as_plain(value, name) for name, value in saved.items()}
+        with open(path, "wb") as file:
+            torch.save(saved, file)
 
     @classmethod
     def load(cls, path: Union[str, os.PathLike], device: str = "auto") -> "DCTransformerEstimator":
@@ -497,7 +503,7 @@ def as_plain(value: Any, name: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [as_plain(item, name) for item in value]
     if isinstance(value, dict):
-        return {key: as_plain(item, f"{name}, {key}") for key, item in value.items()}
+        return {as_plain(key, name): as_plain(x, f"{name}, {key}") for key, x in value.items()}
     if value is None or isinstance(value, (bool, int, float, str, Tensor)):
         return value
     raise ValueError(
@@ -560,9 +566,9 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
 
     averages_probabilities: ClassVar[bool] = True
 
-    def __init__(self, class_weight=None, **options) -> None:
+    def __init__(self, *args, class_weight=None, **options) -> None:
         self.class_weight = class_weight
-        super().__init__(**options)
+        super().__init__(*args, **options)
 
     # scikit-learn reads the options from the signature.
     __init__.__signature__ = with_option(DCTransformerEstimator.__init__, "class_weight", None)
@@ -585,6 +591,10 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
                 f"class_weight must be None, 'balanced' or a dict of weights by class; got "
                 f"{self.class_weight!r}: {error}"
             ) from error
+        if not np.isfinite(weights).all() or min(weights) < 0:
+            raise ValueError(
+                f"class_weight must hold numbers of 0 or more, got {self.class_weight!r}"
+            )
         return torch.tensor(weights, dtype=torch.float32)
 
     def _predict_proba(self, X) -> np.ndarray:

@@ -10,7 +10,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from evolving_attention import AttentionEvolution, AttentionProbe
-from evolving_attention.checks import check_kernel_size, check_unit_interval
+from evolving_attention.checks import (
+    check_count,
+    check_flag,
+    check_kernel_size,
+    check_unit_interval,
+)
 
 Map = Optional[Tensor]
 POSITIONS = ("none", "sinusoidal", "learned")
@@ -298,8 +303,9 @@ class DCTransformer(nn.Module):
         sizes |= {"num_heads": num_heads, "kernel_size": kernel_size, "max_distance": max_distance}
         sizes |= {"max_length": max_length, "num_segments": num_segments}
         for name, value in sizes.items():
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value!r}")
+            check_count(name, value)
+        for name, flag in (("causal", causal), ("checkpoint_activations", checkpoint_activations)):
+            check_flag(name, flag)
         divides = isinstance(attention_dim, Integral) and attention_dim % num_heads == 0
         if not divides or not 0 <= attention_dim < d_model:
             raise ValueError(

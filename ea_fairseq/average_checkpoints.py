@@ -77,7 +77,9 @@ def average_checkpoints(paths: List[Path]) -> Dict:
 
 def text_of(evolution: Dict[str, Any]) -> str:
     """Options as they are given on the command line."""
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in evolution.items())
+    named = {f"--{name.replace('_', '-')}": value for name, value in evolution.items()}
+    given = ((name, value) for name, value in named.items() if value is not False)
+    return " ".join(name if value is True else f"{name} {value}" for name, value in given)
 
 
 def last_checkpoints(

@@ -24,9 +24,10 @@ if __name__ == "__main__":
 
 import matplotlib
 import numpy as np
+from torch import nn
 
 from ea_maps import draw
-from ea_maps.measure import SUMMARIES, table
+from ea_maps.measure import SUMMARIES, kind_of, table
 from ea_maps.page import arrays, as_page
 from ea_maps.view import (
     HEADS,
@@ -43,8 +44,26 @@ from evolving_attention.commands import add_overwrite, name_value, positive, who
 CROSS = "encoder-decoder"  # has no rollout or flow: its keys are not its queries
 
 
+def headings(args: argparse.Namespace, *models: nn.Module) -> List[str]:
+    """The names of the models: those of --names, or what they are."""
+    kinds = [kind_of(model) for model in models]
+    if len(set(kinds)) < len(kinds):
+        kinds = [f"{kind} {number}" for number, kind in enumerate(kinds, 1)]
+    return (args.names or kinds)[: len(models)]
+
+
+def is_file(checkpoint: Path) -> bool:
+    """Whether it is a file, as those of fairseq are, or was meant to be one."""
+    return checkpoint.is_file() or checkpoint.suffix == ".pt"
+
+
 def sentence(args: argparse.Namespace) -> List[View]:
-    if args.checkpoint.is_file() or args.checkpoint.suffix == ".pt":
+    if args.compare and is_file(args.compare) != is_file(args.checkpoint):
+        raise ValueError(
+            f"--compare: {args.checkpoint} and {args.compare} must both be files, of fairseq, or "
+            "both be folders or names, of transformers"
+        )
+    if is_file(args.checkpoint):
         from ea_maps.sentence import axes_of, encode, is_translation, load, maps_of, translate
     else:
         from ea_maps.huggingface import axes_of, encode, is_translation, load, maps_of, translate
@@ -60,12 +79,15 @@ def sentence(args: argparse.Namespace) -> List[View]:
     axes = axes_of(checkpoint, source, target)
     parts = {attention: attention if len(axes) > 1 else None for attention in axes}
     check_paths(args, parts)
-    models = {args.names[0]: maps_of(checkpoint, source, target)}
+    checkpoints = [checkpoint]
     if args.compare:
-        other = load(args.compare, args.data)
-        if axes != axes_of(other, source, target):
+        checkpoints.append(load(args.compare, args.data))
+        if axes != axes_of(checkpoints[1], source, target):
             raise ValueError(f"--compare: {args.compare} has a different dictionary")
-        models[args.names[1]] = maps_of(other, source, target)
+    names = headings(args, *(each.model for each in checkpoints))
+    models = {
+        name: maps_of(each, source, target) for name, each in zip(names, checkpoints, strict=True)
+    }
     return [
         TokenView(
             {name: maps[attention] for name, maps in models.items()},
@@ -93,10 +115,9 @@ def image(args: argparse.Namespace) -> List[View]:
     if args.compare:
         options = args.option if args.compare_option is None else args.compare_option
         sides.append((args.compare, args.compare_checkpoint, dict(options)))
-    looks = {
-        name: look(load(model, checkpoint, **options), picture)
-        for name, (model, checkpoint, options) in zip(args.names, sides, strict=False)
-    }
+    models = [load(model, checkpoint, **options) for model, checkpoint, options in sides]
+    names = headings(args, *models)
+    looks = {name: look(model, picture) for name, model in zip(names, models, strict=True)}
     return [ImageView.of(looks)]
 
 
@@ -107,11 +128,11 @@ def series(args: argparse.Namespace) -> List[View]:
     cases = read(args.dataset, args.split, args.folder).series
     if not 0 <= args.case < len(cases):
         raise ValueError(f"--case must lie in [0, {len(cases) - 1}], got {args.case}")
-    seen, maps = look(*load(args.model), cases[args.case], args.member)
-    models = {args.names[0]: maps}
-    if args.compare:
-        models[args.names[1]] = look(*load(args.compare), cases[args.case], args.member)[1]
-    return [SeriesView(models, seen.numpy())]
+    loaded = [load(path) for path in (args.model, args.compare) if path]
+    names = headings(args, *(network for network, _ in loaded))
+    looks = [look(*each, cases[args.case], args.member) for each in loaded]
+    maps = {name: found for name, (_, found) in zip(names, looks, strict=True)}
+    return [SeriesView(maps, looks[0][0].numpy())]
 
 
 def is_picture(out: Path) -> bool:
@@ -153,7 +174,8 @@ def write(args: argparse.Namespace, views: List[View]) -> None:
                 page = as_page(views, args.title(args), args.layers, args.heads, moved)
                 part.write_text(page, encoding="utf-8")
             else:
-                np.savez_compressed(part, **arrays(views))
+                with part.open("wb") as file:  # numpy would add .npz to a path
+                    np.savez_compressed(file, **arrays(views))
         print(args.out)
     for attention, models in by_attention.items():
         for name, layers in models.items():
@@ -188,9 +210,8 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--names",
         nargs=2,
-        default=["evolving", "plain"],
         metavar=("FIRST", "SECOND"),
-        help="headings of the two models (default: evolving plain)",
+        help="headings of the two models (default: evolving or plain, as they are)",
     )
 
     command = commands.add_parser(
@@ -244,7 +265,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     try:
         # The parts of a sentence's picture depend on the model.
         check_paths(args, {} if args.run is sentence else {"self-attention": None})
-        if args.names[0] == args.names[1]:
+        if args.names and args.names[0] == args.names[1]:
             raise ValueError(f"--names must differ, got {args.names[0]} twice")
         with matplotlib.rc_context({"font.family": draw.fonts()}):
             write(args, args.run(args))

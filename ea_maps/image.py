@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Sequence, Tuple, Union
 
@@ -22,8 +22,8 @@ from ea_timm.vision_transformer import EvolvingVisionTransformer
 from evolving_attention import collect_maps
 
 Grid = Tuple[int, int]
+CLASSIFIERS = (EvolvingVisionTransformer, EvolvingResNet)
 BITS = (8, 10, 12, 14, 16, 24)  # of the numbers in an image
-RESNET_REDUCTION = 16  # of a ResNet's image to its first attention
 LARGE, DRAFT = 50_000_000, 2048  # pixels of an image to be read smaller, and the least side then
 
 
@@ -44,6 +44,8 @@ def load(name: str, checkpoint: str = "", **options: Any) -> nn.Module:
         )
     if checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
+    if options.get("in_chans", 3) != 3:
+        raise ValueError(f"in_chans must be 3, for colour images, got {options['in_chans']}")
     if plain:
         options |= {"alpha": 0.0, "beta": 0.0}
     try:
@@ -54,12 +56,11 @@ def load(name: str, checkpoint: str = "", **options: Any) -> nn.Module:
             f"{name} cannot be created with options {given} and checkpoint {checkpoint or 'none'}; "
             f"options must be those of the training (--option num_classes=10): {error}"
         ) from error
-    if not isinstance(model, (EvolvingVisionTransformer, EvolvingResNet)):
+    if not isinstance(model, CLASSIFIERS):
         raise ValueError(
-            f"{name} must be a classifier, but its options make it a {type(model).__name__}"
+            f"{name} must be a classifier, but with its options it is of class "
+            f"{type(model).__name__}"
         )
-    if options.get("in_chans", 3) != 3:
-        raise ValueError(f"in_chans must be 3, for colour images, got {options['in_chans']}")
     return model
 
 
@@ -70,7 +71,7 @@ def read(path: Path) -> Image.Image:
 
     Raises:
         ValueError: the file is no image, or is damaged or too large for the memory.
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it cannot be opened.
     """
     with warnings.catch_warnings(), unlimited():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -91,9 +92,9 @@ def read(path: Path) -> Image.Image:
             raise ValueError(f"{path} is not an image") from None
         except MemoryError:
             raise ValueError(f"{path} is too large for the memory; make it smaller") from None
-        except FileNotFoundError:
-            raise
         except (OSError, SyntaxError, EOFError) as error:  # Pillow's for broken files
+            if getattr(error, "errno", None) is not None:
+                raise  # the system's: there is no such file, or it is a folder, ...
             raise ValueError(f"{path} is damaged: {error}") from None
 
 
@@ -131,14 +132,11 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
 
 
-def size_of(model: nn.Module) -> Tuple[int, int]:
+def size_of(model: Union[EvolvingVisionTransformer, EvolvingResNet]) -> Tuple[int, int]:
     """Height and width of the images that a model of :func:`load` was made for."""
     if isinstance(model, EvolvingVisionTransformer):
         return to_2tuple(model.patch_embed.img_size)
-    first = next(m for m in model.modules() if isinstance(m, EvolvingAttention2d))
-    tables = (first.position.r_height, first.position.r_width)  # 2 n - 1 distances for n pixels
-    height, width = (RESNET_REDUCTION * (len(table) + 1) // 2 for table in tables)
-    return height, width
+    return model.img_size
 
 
 def look(
@@ -150,8 +148,14 @@ def look(
         size: height and width to resize the image to; None means the model's own.
 
     Raises:
-        ValueError: the model is in training mode, in which a pass would change it.
+        ValueError: the model is not one of ea_timm, or is in training mode, in which a pass would
+            change it.
     """
+    if not isinstance(model, CLASSIFIERS):
+        raise ValueError(
+            f"model must be a classifier of ea_timm, got {type(model).__name__}; "
+            "ea_maps.image.load makes one of a plain ViT or DeiT"
+        )
     if model.training:
         raise ValueError("model must be in evaluation mode: call model.eval() first")
     size = size_of(model) if size is None else to_2tuple(size)
@@ -159,15 +163,10 @@ def look(
     transformed = create_transform(**config, is_training=False)(as_rgb(image))
     grids: Dict[str, Grid] = {}
     pixels = {n: m for n, m in model.named_modules() if isinstance(m, EvolvingAttention2d)}
-    handles = [
-        # The projection's input has been pooled.
-        module.kqv.register_forward_pre_hook(grid_keeper(grids, name))
-        for name, module in pixels.items()
-    ]
-    with torch.no_grad(), collect_maps(model) as maps:
+    with ExitStack() as hooks, torch.no_grad(), collect_maps(model) as maps:
+        for name, module in pixels.items():  # the projection's input has been pooled
+            hooks.enter_context(module.kqv.register_forward_pre_hook(grid_keeper(grids, name)))
         model(transformed.unsqueeze(0))
-    for handle in handles:
-        handle.remove()
     prefix, row = 0, None
     covers = tuple(transformed.shape[-2:])
     if isinstance(model, EvolvingVisionTransformer):

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
-from torch import Tensor
+from torch import Tensor, nn
 
-from evolving_attention import AttentionMap
+from evolving_attention import AttentionEvolution, AttentionMap
 
 UNIT = 10**9  # scipy computes flows of whole numbers
 FLOW_COST = 10**9  # edges that all flows pass by at most: about a minute
@@ -31,6 +31,13 @@ class Movement(NamedTuple):
     entropy: Tensor
     distance: Optional[Tensor]
     mean_distance: Optional[Tensor]
+
+
+def kind_of(model: nn.Module) -> str:
+    """ "evolving" or "plain", as a model with alpha = beta = 0 is."""
+    evolutions = [x for x in model.modules() if isinstance(x, AttentionEvolution)]
+    evolves = any(x.learnable or x.mixing != (0.0, 0.0) for x in evolutions)
+    return "evolving" if evolves else "plain"
 
 
 def entropy(attn_probs: Tensor) -> Tensor:

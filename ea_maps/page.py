@@ -155,7 +155,9 @@ def as_page(
     ]
     text = json.dumps({"title": title, "views": found}, ensure_ascii=False, allow_nan=False)
     text = text.replace("<", "\\u003c")  # nothing may end the script element
-    return Page(TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", text, 1))
+    template = TEMPLATE.read_text(encoding="utf-8")
+    template = template.replace("<title></title>", f"<title>{html.escape(title)}</title>", 1)
+    return Page(template.replace("/*DATA*/", text, 1))
 
 
 def arrays(views: Sequence[View]) -> Dict[str, np.ndarray]:

@@ -45,6 +45,16 @@ class View:
     attention: str = field(default="self-attention", kw_only=True)
     part: Optional[str] = field(default=None, kw_only=True)
 
+    def __post_init__(self) -> None:
+        """Raises ValueError if a map is not finite."""
+        for name, maps in self.maps.items():
+            for number, attention in enumerate(maps, 1):
+                if not attention.attn_probs.isfinite().all():
+                    raise ValueError(
+                        f"{name}: the map of layer {number} must be finite, but holds NaN; "
+                        "the model's training may have diverged"
+                    )
+
     def figure(self, layers: int = MOST_LAYERS, heads: int = MOST_HEADS) -> Figure:
         """A picture of at most so many layers and heads, evenly spaced."""
         raise NotImplementedError
@@ -80,6 +90,18 @@ class TokenView(View):
     kind = "tokens"
     queries: Sequence[str]
     keys: Sequence[str]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError also if the names are not as many as the map has rows and columns."""
+        super().__post_init__()
+        sizes = len(self.queries), len(self.keys)
+        for name, maps in self.maps.items():
+            for found in {tuple(attention.attn_probs.shape[-2:]) for attention in maps}:
+                if found != sizes:
+                    raise ValueError(
+                        f"queries and keys must name {found[0]} and {found[1]} tokens, as the maps "
+                        f"of {name} have, special ones included; got {sizes[0]} and {sizes[1]}"
+                    )
 
     def figure(self, layers: int = MOST_LAYERS, heads: int = MOST_HEADS) -> Figure:
         return draw.draw_tokens(self.maps, self.queries, self.keys, layers, heads)

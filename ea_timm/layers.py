@@ -104,9 +104,10 @@ class EvolvingAttention(Attention):
             prev_attn_logits: the map of the previous layer, (batch, heads, tokens, tokens). Without
                 `evolution`, as in the first layer, it is not read and may be None.
             attn_mask: bool, True where a query sees a key, or numbers to add for the softmax;
-                broadcastable to (batch, heads, tokens, tokens). A token that no query sees has
-                no influence. Where queries see different keys, the convolution still reads
-                the visible cells around; to exclude the future, use `is_causal`.
+                broadcastable to (batch, heads, tokens, tokens). A token that no query sees, its own
+                included, has no influence on the others. Where queries see different keys, the
+                convolution still reads the visible cells around; to exclude the future, use
+                `is_causal`.
             is_causal: no query sees later keys, and no cell of the map does.
 
         Returns:

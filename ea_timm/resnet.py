@@ -96,9 +96,11 @@ class EvolvingStage(nn.Sequential):
         """Features after all blocks; with the map, an :class:`Evolved`, if `with_map` or scripted.
 
         Args:
-            x: (batch, channels, height, width). attn_logits: the map of the previous stage; None
-            means the one that came with `x`, if any. with_map: return the map beside the features,
-            as the model needs it. checkpointing: recompute each block in the backward pass.
+            x: (batch, channels, height, width).
+            attn_logits: the map of the previous stage; None means the one that came with `x`,
+                if any.
+            with_map: return the map beside the features, as the model needs it.
+            checkpointing: recompute each block in the backward pass.
 
         Raises:
             TypeError: a block takes no map or hands none on.
@@ -199,6 +201,7 @@ class EvolvingResNet(ResNet, EvolvingModel):
                 setattr(part, name, augmented)
                 reduction, prev_reduction = info["reduction"], map_reduction
             setattr(self, info["module"], EvolvingStage(*stage))
+        self.img_size = size
         update_model_args(self, num_heads=num_heads)
         self.remember(alpha, beta, kernel_size)
 

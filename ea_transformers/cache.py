@@ -24,11 +24,12 @@ class LayerWithRows(CacheLayerMixin):
     It comes before transformers' class in the list of bases.
 
     Attributes:
-        rows: by the convolution's window, (batch, heads, K - 1 + CROPPABLE or so, keys).
+        rows: by the convolution's window, (batch, heads, rows, keys), of at most
+            K - 1 + CROPPABLE rows, or K - 1 + those of the last step.
         reach: K - 1.
     """
 
-    is_compileable = False  # the rows change their shape
+    is_compileable = False  # the rows grow
     rows: Dict[str, Tensor]
     reach: int
 

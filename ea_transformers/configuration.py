@@ -33,6 +33,9 @@ class EvolvingConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.check_evolution()
+        # JSON, in which configurations are saved, does not know numpy's numbers.
+        self.ea_alpha, self.ea_beta = float(self.ea_alpha), float(self.ea_beta)
+        self.ea_kernel_size = int(self.ea_kernel_size)
 
     def check_evolution(self) -> None:
         """Raises ValueError, naming the option, if the maps of this model cannot evolve."""

@@ -35,11 +35,11 @@ class EvolvingPreTrainedModel(PreTrainedModel):
         checkpointing = getattr(config, "gradient_checkpointing", False)
         with torch.device("meta"):  # what build_evolving replaces would cost time and memory
             super().__init__(config, *args, **kwargs)
-        if checkpointing:  # in old configurations; the parts to be replaced have used it up
+        if checkpointing:  # in old configurations, from which transformers' constructors delete it
             config.gradient_checkpointing = True
         self.build_evolving()
         self.has_evolving_parts = True
-        device = torch.get_default_device()
+        device = device_of_new_parameters()
         for module in self.modules():
             if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
                 module.to_empty(device=device, recurse=False)
@@ -90,6 +90,13 @@ class EvolvingPreTrainedModel(PreTrainedModel):
             if isinstance(module, AttentionEvolution) and not module.learnable:
                 check_mixing(name, module)
         return (model, info) if output_loading_info else model
+
+
+def device_of_new_parameters() -> torch.device:
+    """The default device, or meta within accelerate's ``init_empty_weights``."""
+    module = nn.Module()
+    module.register_parameter("probe", nn.Parameter(torch.empty(0)))
+    return module.probe.device
 
 
 def check_unexpected(model: PreTrainedModel, unexpected: Iterable[str]) -> None:

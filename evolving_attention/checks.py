@@ -19,6 +19,11 @@ MASKED_BY_10_000 = (-1.01e4, -9.9e3)
 
 def check_maps(attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Tensor]) -> None:
     """The maps are (batch, heads, queries, keys) and match, and the mask fits them."""
+    if prev_attn_logits is None:
+        raise ValueError(
+            "prev_attn_logits must be the map of the previous layer, got None: the first layer, "
+            "which has none, needs no evolution"
+        )
     if attn_logits.dim() != 4:
         raise ValueError(
             f"attn_logits must be (batch, heads, queries, keys), got shape {attn_logits.shape}"
@@ -81,7 +86,8 @@ def check_unmasked(
     The convolution would spread these over the map. Where `mask` is True they do no harm, apart
     from the gradient of a learned alpha, which -inf makes NaN. Only the first and the last query
     are looked at, so that this takes no time: padding, the future and windows hide keys from at
-    least one of them. Numbers as large above 0 show that it is the training that has diverged.
+    least one of them. Numbers as large above 0, or halfway to a mask, show that it is the training
+    that has diverged.
     """
     for name, logits in (
         ("attn_logits", attn_logits),
@@ -95,7 +101,9 @@ def check_unmasked(
         if mask is not None and not (learnable and math.isinf(lowest)):
             ends = ends.masked_fill(mask.expand(logits.shape)[:, :, ::step], 0.0)
             lowest = ends.amin().item()
-        if is_mask(lowest) and ends.amax().item() < -MASKED_BY_10_000[1]:
+        halfway = (ends > MASKED_BY_10_000[1]) & (ends < MASKED_BY_10_000[1] / 10)
+        diverged = ends.amax().item() >= -MASKED_BY_10_000[1] or bool(halfway.any())
+        if is_mask(lowest) and not diverged:
             raise ValueError(
                 f"{name} must not be masked yet, but holds {lowest:g}: pass the logits as they are "
                 "before a mask; tell which cells do not exist by mask=... (bool, True: no cell); "

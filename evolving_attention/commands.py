@@ -147,6 +147,8 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     is_file = path.is_file() or path.is_symlink()
     if is_file and not overwrite:
         raise FileExistsError(f"{path} already exists; choose another name, or add --overwrite")
+    if is_file and not path.exists():
+        raise FileNotFoundError(f"{path} is a link to nothing; remove it, or choose another name")
     if (is_file or not path.exists()) and not os.access(path.parent, os.W_OK):
         raise PermissionError(f"the folder {path.parent} cannot be written to")
 

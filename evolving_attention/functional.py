@@ -157,7 +157,8 @@ def is_fixed_at(number: float, weight: Union[float, Tensor]) -> bool:
 
 def lerp(start: Tensor, end: Tensor, weight: Union[float, Tensor]) -> Tensor:
     """weight * end + (1 - weight) * start, for a number or a tensor of one element."""
-    if not torch.jit.is_scripting() and in_graph():  # some converters do not support lerp
+    # Some converters do not support lerp. TorchScript cannot compile in_graph, nor this sum.
+    if not torch.jit.is_scripting() and in_graph():
         return weight * end + (1 - weight) * start
     if isinstance(weight, Tensor):  # TorchScript needs the type to choose the overload
         return torch.lerp(start, end, weight)

@@ -17,7 +17,8 @@ class StartsFromPlainWeights(nn.Module):
     part, ``strict=True`` keeps the part's initial values and logs one warning; if it has only some
     of them, loading fails. With ``strict=False``, PyTorch lists all of them in `missing_keys`.
 
-    Loading the weights of an evolving model into one that does not evolve fails, too.
+    Loading the weights of an evolving model into one that does not evolve fails, too, unless one of
+    its modules has `drops_evolution = True`: it leaves them out, as the first layer of its stack.
 
     Attributes:
         fresh_parts: names of the submodules that the plain model does not have.
@@ -41,7 +42,10 @@ class StartsFromPlainWeights(nn.Module):
     def check_evolution(self, state_dict: Mapping[str, Any]) -> None:
         """Raises RuntimeError if only the checkpoint's maps evolve, and not the model's."""
         parts = {key.rpartition(".")[0] for key in state_dict if ".evolution." in f".{key}"}
-        if not parts or any(isinstance(module, AttentionEvolution) for module in self.modules()):
+        if not parts or any(
+            isinstance(module, AttentionEvolution) or getattr(module, "drops_evolution", False)
+            for module in self.modules()
+        ):
             return
         part = min(parts)
         names = [f"{part}.{name}" for name in ("alpha", "beta")]

@@ -32,7 +32,7 @@ from evolving_attention.checks import (
 from evolving_attention.functional import mix, refine
 
 # Functions that inspect shapes or types must be nodes of their own in torch.fx's graphs.
-for function in ("check_heads", "check_maps", "mix", "refine"):
+for function in ("check_heads", "check_maps", "check_window", "mix", "refine"):
     torch.fx.wrap(function)
 
 
@@ -132,11 +132,13 @@ class AttentionEvolution(nn.Module):
         """
         check_heads(attn_logits, self.num_heads)
         check_maps(attn_logits, prev_attn_logits, mask)
+        window = self.window if window is None else window
         if not torch.jit.is_scripting():
+            check_window(window)
             self.check_values(attn_logits, prev_attn_logits, mask)
         alpha, beta = self.mixing_weights(attn_logits)
         a_in = mix(attn_logits, prev_attn_logits, alpha, mask)
-        return refine(a_in, self.weight, self.bias, beta, self.window if window is None else window)
+        return refine(a_in, self.weight, self.bias, beta, window)
 
     def step(
         self,

@@ -71,6 +71,8 @@ def test_a_new_file_is_fine_and_an_old_one_by_overwrite(tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(FileExistsError, match="link already exists"):
         check_output(tmp_path / "link")
+    with pytest.raises(FileNotFoundError, match="link is a link to nothing; remove it"):
+        check_output(tmp_path / "link", overwrite=True)
     for overwrite in (False, True):
         with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"):
             check_output(tmp_path, overwrite)

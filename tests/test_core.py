@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -275,8 +276,14 @@ def test_bad_maps():
             layer(logits[:1, :, :1], prev[:1, :, :1], torch.zeros(shape, dtype=torch.bool))
     with pytest.raises(ValueError, match="weight and bias must both be given"):
         evolve(logits, prev, layer.weight, None, 0.1, 0.1)
+    decoding = AttentionEvolution(HEADS, 0.1, 0.1, window="causal").double()
     with pytest.raises(ValueError, match="window must be one of"):
         layer(logits, prev, window="round")
+    with pytest.raises(ValueError, match="window must be one of"):
+        AttentionEvolution(HEADS, 0.1, 0.0)(logits, prev, window="round")
+    for call in (layer, decoding.step, partial(evolve, weight=None, bias=None, alpha=0.1, beta=0)):
+        with pytest.raises(ValueError, match="must be the map of the previous layer, got None"):
+            call(logits, None)
     with pytest.raises(ValueError, match="weight must be"):
         evolve(logits, prev, layer.weight[:2], layer.bias, 0.1, 0.1)
     with pytest.raises(ValueError, match="weight must be"):
@@ -291,7 +298,6 @@ def test_bad_maps():
         evolve(logits, prev, layer.weight, layer.bias, 0.1, -0.5)
     with pytest.raises(ValueError, match="window must be causal or cross"):
         layer.step(logits, prev)
-    decoding = AttentionEvolution(HEADS, 0.1, 0.1, window="causal").double()
     keys = logits.size(3)
     for rows in (logits[:, :, :1], logits.new_zeros(*logits.shape[:2], 2, keys + 1)):
         with pytest.raises(ValueError, match=rf"rows must be .*2, {keys} or fewer"):

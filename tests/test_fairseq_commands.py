@@ -151,9 +151,11 @@ def test_ensemble(data, trained):
     assert accuracy(data, hypotheses) > 0.5
 
 
-def test_layers_pruned_when_generating(data, trained):
+@pytest.mark.parametrize(("encoder", "decoder"), [("1,2", "0,2"), ("2", "1")])
+def test_layers_pruned_when_generating(data, trained, encoder, decoder):
     """LayerDrop's pruning: the layer that becomes the first drops the weights of its evolution."""
-    overrides = "{'encoder_layers_to_keep': '1,2', 'decoder_layers_to_keep': '0,2'}"
+    kept = {"encoder_layers_to_keep": encoder, "decoder_layers_to_keep": decoder}
+    overrides = str(kept)
     _, hypotheses = generate(
         data, "--model-overrides", overrides, paths=[trained / "checkpoint_last.pt"]
     )
@@ -747,7 +749,7 @@ def test_options_without_effect_are_refused(data, tmp_path, options, message):
         )
 
 
-def test_a_checkpoint_of_options_without_effect_loads(data, tmp_path):
+def test_a_checkpoint_of_options_without_effect_loads(data, tmp_path, caplog):
     """As those of version 0.1.0 that were trained before the check."""
     options = ["--encoder-layers", 1, "--decoder-layers", 1, "--ea-alpha", 0, "--ea-beta", 0]
     fairseq(
@@ -761,6 +763,7 @@ def test_a_checkpoint_of_options_without_effect_loads(data, tmp_path):
     torch.save(state, path)
     _, hypotheses = generate(data, "--beam", 2, paths=[path])
     assert len(hypotheses) == 24
+    assert "must not name an attention that has fewer than two layers" in caplog.text
 
 
 def test_no_cross_attention_trains(data, tmp_path):

@@ -25,7 +25,7 @@ import ea_timm  # noqa: F401 (registers the models)
 from ea_aeon import EADCTransformerClassifier
 from ea_aeon.network import DCTransformer
 from ea_maps import __main__ as command_line
-from ea_maps import draw, measure
+from ea_maps import draw, measure, view
 from ea_maps import image as images
 from ea_maps import sentence as sentences_
 from evolving_attention import AttentionMap, collect_maps
@@ -395,17 +395,43 @@ def test_what_is_shown_over_an_image(options, row):
 
 
 @pytest.mark.parametrize("name", ["ea_vit_tiny", "ea_deit_tiny_distilled", "ea_resnet34"])
-@pytest.mark.parametrize("size", [32, (32, 64)])
+@pytest.mark.parametrize("size", [32, (32, 64), 40])
 def test_an_image_gets_the_size_that_the_model_was_made_for(name, size):
     options = {} if "resnet" in name else {**SMALL, "depth": 2}
     model = images.load(name, **{**options, "img_size": size})
     look = images.look(model, Image.new("L", (50, 40), 200))
-    assert look.image.shape == ((32, 32, 3) if size == 32 else (32, 64, 3))
+    assert look.image.shape == ((*size, 3) if size == (32, 64) else (size, size, 3))
 
 
 def test_a_model_in_training_is_named():
     with pytest.raises(ValueError, match="must be in evaluation mode: call model.eval"):
         images.look(vit().train(), Image.new("L", (50, 40), 200))
+
+
+def test_a_model_that_is_not_ours_is_named():
+    plain = timm.create_model("vit_tiny_patch16_224", **SMALL).eval()
+    for model in (plain, vit(features_only=True)):
+        with pytest.raises(ValueError, match="model must be a classifier of ea_timm, got "):
+            images.look(model, Image.new("L", (50, 40), 200))
+
+
+def test_a_pass_that_fails_leaves_no_hook():
+    model = timm.create_model("ea_resnet50", img_size=32, in_chans=1).eval()
+    with pytest.raises(RuntimeError):
+        images.look(model, Image.new("L", (50, 40), 200))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_names_of_tokens_and_values_of_maps_are_checked():
+    with torch.no_grad(), collect_maps(model := vit()) as maps:
+        model(pixels(1, 3, 32, 32))
+    names = [str(number) for number in range(17)]
+    view.TokenView({"ours": maps}, names, names)
+    with pytest.raises(ValueError, match="must name 17 and 17 tokens, .* got 17 and 2"):
+        view.TokenView({"ours": maps}, names, ["a", "b"])
+    maps[1].attn_probs[0, 0, 3] = float("nan")
+    with pytest.raises(ValueError, match="ours: the map of layer 2 must be finite, but holds NaN"):
+        view.TokenView({"ours": maps}, names, names)
 
 
 DEPTHS = {
@@ -518,6 +544,25 @@ def test_an_image_on_the_command_line(tmp_path, capsys, picture, suffix, start):
     text = capsys.readouterr().out
     assert "self-attention, evolving" in text and "self-attention, plain" in text
     assert len(re.findall(r"^\| blocks\.\d\.attn \|", text, flags=re.MULTILINE)) == 6
+
+
+def test_models_are_named_by_what_they_are(tmp_path, picture):
+    def names_of(model, *args):
+        out = tmp_path / "maps.NPZ"
+        run("image", model, picture, *OPTIONS, *args, "--out", out, "--overwrite")
+        with np.load(out) as found:
+            return list(dict.fromkeys(key.split("/")[0] for key in found if key[-1].isdigit()))
+
+    assert names_of("vit_tiny_patch16_224") == ["plain"]
+    assert names_of("ea_vit_tiny") == ["evolving"]
+    assert names_of("vit_tiny_patch16_224", "--compare", "ea_vit_tiny") == ["plain", "evolving"]
+    both = ["--compare", "ea_deit_tiny"]
+    assert names_of("ea_vit_tiny", *both) == ["evolving 1", "evolving 2"]
+    plain = [x for name in ("alpha", "beta") for x in ("--option", f"{name}=0")]
+    assert names_of("ea_vit_tiny", *plain) == ["plain"]
+    assert names_of("ea_vit_tiny", *plain, "--option", "learnable=True") == ["evolving"]
+    assert names_of("ea_vit_tiny", *both, "--names", "ViT", "DeiT") == ["ViT", "DeiT"]
+    assert names_of("ea_vit_tiny", "--names", "ViT", "DeiT") == ["ViT"]
 
 
 def test_a_resnet_on_the_command_line(tmp_path, picture):
@@ -724,6 +769,10 @@ def test_what_does_not_fit_is_named(tmp_path, picture):
     ):
         with pytest.raises(SystemExit, match=f"(?s)ea_maps: error: .*{message}"):
             run("image", "ea_vit_tiny", picture, *OPTIONS, *args, *out)
+    with pytest.raises(
+        SystemExit, match="text.txt and .*folder must both be files, of fairseq, or"
+    ):
+        run("sentence", text, "a", "--compare", tmp_path / "folder", *out)
     for door in (["sentence", text, "a"], ["series", text, "BasicMotions"]):
         with pytest.raises(SystemExit, match="checkpoint of fairseq"):
             run(*door, *out)
@@ -742,6 +791,7 @@ def test_bad_files_are_named(tmp_path, picture):
         (["image", "ea_vit_tiny", text], "is not an image"),
         (["image", "ea_vit_tiny", tmp_path / "none.png"], "No such file"),
         (["image", "ea_vit_tiny", half], "half.png is damaged"),
+        (["image", "ea_vit_tiny", tmp_path], "error: .*Is a directory"),
         (["image", "efficientnet_b0", picture], "the model must be one of ea_deit_base"),
         (["sentence", tmp_path / "none.pt", "a"], "there is no checkpoint"),
         (["series", tmp_path / "none.pt", "BasicMotions"], "there is no file"),

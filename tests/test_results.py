@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "examples" / "results"))
 import picture  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
-from experiment import set_start  # noqa: E402
+from experiment import ExperimentError, python, set_start  # noqa: E402
 from experiments import EXPERIMENTS  # noqa: E402
 from with_timm import MEAN, STD  # noqa: E402
 
@@ -126,6 +126,29 @@ def test_results_of_other_options_are_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         report.main()
     assert "error: --again: " in capsys.readouterr().err
+
+
+def test_a_folder_of_others_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "train.en").write_text("theirs")
+    arguments = ["images", "--data", tmp_path / "none", "--out", tmp_path / "json", "--work"]
+
+    def error_of(work):
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, arguments), str(work)])
+        with pytest.raises(SystemExit) as caught:
+            run.main()
+        return str(caught.value)
+
+    assert "is not empty and was not made by this script" in error_of(tmp_path / "theirs")
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["train.en"]
+    assert "File exists" in error_of(tmp_path / "theirs" / "train.en")
+    for _ in range(2):  # it is ours the second time
+        assert "--data: there is no" in error_of(tmp_path / "work")
+
+
+def test_the_end_of_a_failed_command_is_shown(tmp_path):
+    with pytest.raises(ExperimentError, match="No module named .*nowhere"):
+        python(["-m", "nowhere"], tmp_path / "log")
 
 
 @pytest.mark.parametrize("setting", ["evolving", "plain"])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -410,7 +411,7 @@ def test_batch_norm_is_torchs_over_the_steps_that_exist():
         ({"evolution_kernel_size": 2}, "^evolution_kernel_size must be odd"),
         ({"attention_dim": 5}, "attention_dim must be less than d_model .16. and a multiple"),
         ({"attention_dim": 16}, "attention_dim must be less than d_model"),
-        ({"num_blocks": 0}, "num_blocks must be 1 or more, got 0"),
+        ({"num_blocks": 0}, "num_blocks must be a whole number of 1 or more, got 0"),
         ({"dropout": 1.0}, "dropout must lie in"),
         ({"map_dropout": -0.1}, "^map_dropout must lie in"),
         (
@@ -418,7 +419,10 @@ def test_batch_norm_is_torchs_over_the_steps_that_exist():
             "positions must be one of none, sinusoidal, learned, got 'rotary'",
         ),
         ({"readout": "max"}, "readout must be one of segments, mean, flatten, got 'max'"),
-        ({"num_segments": 0}, "num_segments must be 1 or more, got 0"),
+        ({"num_segments": 0}, "num_segments must be a whole number of 1 or more, got 0"),
+        ({"max_distance": True}, "max_distance must be a whole number of 1 or more, got True"),
+        ({"causal": "yes"}, "causal must be True or False, got 'yes'"),
+        ({"checkpoint_activations": "no"}, "checkpoint_activations must be True or False"),
         ({"key_dim": 3}, "key_dim must be a multiple of num_heads .2., got 3"),
     ],
 )
@@ -693,7 +697,7 @@ def test_the_table_of_the_example(tmp_path):
         (["--json", other, "--", "Bumps"], "not a file that examples/time_series/run.py wrote"),
         (
             ["--option", "kernel_size=a", "--", "Bumps"],
-            "kernel_size must be 1 or more, got 'a'",
+            "kernel_size must be a whole number of 1 or more, got 'a'",
         ),
     ):
         done = run(*arguments)
@@ -781,15 +785,17 @@ def test_unusual_series(estimator, make):
     ("options", "message"),
     [
         ({"attention_dim": 99}, "attention_dim must be less than d_model"),
-        ({"n_epochs": 0}, "n_epochs must be 1 or more, got 0"),
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"patience": 0}, "patience must be 1 or more"),
+        ({"n_epochs": 0}, "n_epochs must be a whole number of 1 or more, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of 1 or more"),
+        ({"patience": 0}, "patience must be a whole number of 1 or more"),
         ({"clip_norm": 0}, "clip_norm must be more than 0"),
         ({"lr": -1.0}, "lr must be more than 0, got -1.0"),
         ({"lr_schedule": "linear"}, "lr_schedule must be one of constant, cosine, got 'linear'"),
         ({"validation_fraction": 1.0}, "validation_fraction must lie in"),
-        ({"n_estimators": 0}, "n_estimators must be 1 or more, got 0"),
-        ({"micro_batch_size": 0}, "micro_batch_size must be 1 or more, got 0"),
+        ({"n_estimators": 0}, "n_estimators must be a whole number of 1 or more, got 0"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be a whole number of 1 or more, got 0"),
+        ({"n_epochs": True}, "n_epochs must be a whole number of 1 or more, got True"),
+        ({"verbose": "yes"}, "verbose must be True, False or a number, got 'yes'"),
         ({"weight_decay": -1}, "weight_decay must be 0 or more, got -1"),
         ({"device": 3.5}, "device must be auto, cpu, cuda, ...; got 3.5"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda, ...; got 'gpu'"),
@@ -1025,8 +1031,8 @@ def test_what_load_would_refuse_is_not_saved(tmp_path):
     assert classifier.predict(random_series()).dtype == days.dtype
     with pytest.raises(ValueError, match=r"target, classes: datetime.date\(2026, 1, 1\) cannot"):
         classifier.save(path)
-    with pytest.raises(ValueError, match="options, device: device.* cannot be saved"):
-        fitted().set_params(device=torch.device("cpu")).save(path)
+    with pytest.raises(ValueError, match=r"options, lr: Fraction\(1, 99\) cannot be saved"):
+        fitted().set_params(lr=Fraction(1, 99)).save(path)
     assert not path.exists()
     moments = days.astype("datetime64[ns]")
     classifier = fitted(random_series(), moments[np.arange(12) % 2])
@@ -1085,6 +1091,30 @@ def test_class_weights_weigh_the_loss(class_weight):
     for bad in ({"c": 1.0}, "even"):
         with pytest.raises(ValueError, match="class_weight must be None, 'balanced' or a dict"):
             fitted(X, y, class_weight=bad)
+    for bad in ({"a": 1.0, "b": -1.0}, {"a": np.nan, "b": 1.0}):
+        with pytest.raises(ValueError, match="class_weight must hold numbers of 0 or more"):
+            fitted(X, y, class_weight=bad)
+
+
+@pytest.mark.parametrize("labels", [np.array(list("ab")), np.array([3, 5])])
+def test_what_fits_can_be_saved(tmp_path, labels):
+    """Class weights by numpy's labels, and a device as an object."""
+    X, y = random_series(), np.repeat(labels, 6)
+    weights = dict(zip(np.unique(y), [1.0, 2.0], strict=True))
+    classifier = fitted(X, y, class_weight=weights, device=torch.device("cpu"))
+    classifier.save(tmp_path / "it.pt")
+    again = EADCTransformerClassifier.load(tmp_path / "it.pt", device="cpu")
+    assert again.class_weight == classifier.class_weight
+    np.testing.assert_array_equal(again.predict(X), classifier.predict(X))
+    with pytest.raises(FileNotFoundError, match="none/it.pt"):
+        classifier.save(tmp_path / "none" / "it.pt")
+
+
+def test_options_by_place_are_those_of_the_signature():
+    for kind in (EADCTransformerClassifier, EADCTransformerRegressor):
+        estimator = kind(32, 48)
+        assert (estimator.d_model, estimator.ffn_dim) == (32, 48)
+        assert list(inspect.signature(kind).parameters)[:2] == ["d_model", "ffn_dim"]
 
 
 @pytest.mark.parametrize("batches", [0, 9])

@@ -104,6 +104,24 @@ def test_generation_with_a_cache_equals_generation_without(source, variant, opti
         torch.testing.assert_close(logits, whole, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("variant", [EVOLVING, {**EVOLVING, "ea_alpha": 0.0, "ea_beta": 0.0}])
+def test_only_a_cache_without_rows_is_compiled(source, variant):
+    """Rows grow, so transformers' own compilation for static caches would never end."""
+    model = build(**variant)
+    expected = model.generate(**source, **LONG)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    config = transformers.CompileConfig(backend=backend, fullgraph=True, mode=None, dynamic=False)
+    config._compile_all_devices = True  # not only on a GPU
+    static = {"cache_implementation": "static", "compile_config": config}
+    assert torch.equal(model.generate(**source, **LONG, **static), expected)
+    assert bool(graphs) == (variant["ea_alpha"] == 0)
+
+
 def test_generation_continues_a_target(source):
     model = build()
     target = torch.cat([torch.zeros(2, 1, dtype=torch.long), tokens(2, 4, seed=5)], dim=1)

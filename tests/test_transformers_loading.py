@@ -6,6 +6,7 @@ import logging
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -228,6 +229,25 @@ def test_models_made_from_a_configuration_are_initialised():
             assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
     assert not model.bert.embeddings.position_ids.is_meta
     assert model.bert.embeddings.position_ids.equal(torch.arange(512)[None])
+
+
+def test_numpy_numbers_are_saved(tmp_path):
+    numbers = {"ea_alpha": np.float32(0.25), "ea_beta": np.float64(0.5)}
+    config = ea_transformers.EAT5Config(**numbers, ea_kernel_size=np.int64(5))
+    config.save_pretrained(tmp_path)
+    again = ea_transformers.EAT5Config.from_pretrained(tmp_path)
+    assert (again.ea_alpha, again.ea_beta, again.ea_kernel_size) == (0.25, 0.5, 5)
+
+
+@pytest.mark.parametrize("by_accelerate", [True, False])
+@pytest.mark.parametrize(("host", "head"), [("bert", "Model"), ("t5", "ForConditionalGeneration")])
+def test_models_without_weights(host, head, by_accelerate):
+    config, empty = evolving(host, head).config, torch.device("meta")
+    if by_accelerate:
+        empty = pytest.importorskip("accelerate").init_empty_weights()
+    with empty:
+        model = ours(host, head)(config)
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def test_parameter_counts_and_names_of_the_plain_model_stay():

@@ -1,5 +1,6 @@
 """The ``--ea-*`` options that all models share: their names, defaults and checks."""
 
+import logging
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from typing import Any, Callable, Dict, Mapping, Optional, Type, Union
@@ -14,6 +15,8 @@ from fairseq.utils import safe_hasattr
 from omegaconf import DictConfig
 
 from evolving_attention.checks import check_options
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -98,9 +101,11 @@ def register_architecture(
             if option.name.startswith("ea_"):
                 setattr(args, option.name, getattr(args, option.name, option.default))
         sizes(args)
-        # The options of a checkpoint, which have a `_name`, must load even if they have no effect.
-        message = None if safe_hasattr(args, "_name") else without_effect(args)
-        if message:
+        message = without_effect(args)
+        if message and safe_hasattr(args, "_name"):
+            # Those of a checkpoint, which must load all the same, or of fairseq-hydra-train.
+            logger.warning(message)
+        elif message:
             raise ValueError(message)
 
     register_model_architecture(model, name)(architecture)

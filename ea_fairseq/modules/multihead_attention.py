@@ -35,6 +35,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
         args, kwargs: as in fairseq.
     """
 
+    drops_evolution = True  # when it is loaded as the first layer of a stack
     reorder_plain_state = renamed(
         MultiheadAttention.reorder_incremental_state, "reorder_plain_state"
     )
@@ -224,6 +225,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
 class PlainMultiheadAttention(EvolvingMultiheadAttention):
     """fairseq's attention for a layer whose map does not evolve: it hands no map on."""
 
+    drops_evolution = False
     forward_with_map = renamed(EvolvingMultiheadAttention.forward, "forward_with_map")
 
     def forward(

@@ -126,7 +126,7 @@ def set_mixing_lr(trainer: transformers.Trainer, lr: float) -> None:
     mixing = [  # in their order, by which a resumed training finds their state
         parameter
         for name, parameter in trainer.model.named_parameters()
-        if name.endswith((".evolution.alpha", ".evolution.beta"))
+        if ".evolution." in name and name.endswith((".alpha", ".beta"))
     ]
     for group in trainer.optimizer.param_groups:
         group["params"] = [x for x in group["params"] if all(x is not y for y in mixing)]
@@ -251,7 +251,12 @@ def claim(folder: Path, options: dict[str, str]) -> None:
             raise DataError(f"{folder} is not empty, and this script did not write it")
         folder.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(options, indent=1) + "\n")
-    before = json.loads(record.read_text())
+    try:
+        before = json.loads(record.read_text())
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):
+        raise DataError(f"{record} is damaged, or this script did not write it; move {folder}")
     differing = sorted(name for name in options if before.get(name) != options[name])
     if differing:
         name = differing[0]

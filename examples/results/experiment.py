@@ -124,6 +124,8 @@ def python(arguments: Iterable[object], log: Path) -> str:
         file.write(" ".join(line) + "\n")
         file.flush()
         status = subprocess.run(line, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    output = log.read_text()
     if status.returncode:
-        raise ExperimentError(f"a command failed; its output is in {log}")
-    return log.read_text()
+        end = "".join(output.splitlines(keepends=True)[-20:])
+        raise ExperimentError(f"a command failed; its output ends:\n{end}")
+    return output

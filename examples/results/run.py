@@ -32,6 +32,7 @@ import evolving_attention
 from evolving_attention.commands import whole_or_not_at_all
 
 RESULTS = Path(__file__).parent / "json"
+MARK = ".evolving-attention-results"  # is in each folder of --work
 Job = Tuple[Experiment, str, int]  # its setting and seed
 
 
@@ -67,26 +68,29 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
+def claim(work: Path) -> None:
+    """Marks a folder as ours. ExperimentError if it holds files and was not marked before."""
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / MARK).exists() and any(work.iterdir()):
+        raise ExperimentError(f"--work: {work} is not empty and was not made by this script")
+    (work / MARK).touch()
+
+
 def run(job: Job, data: Path, work: Path, folder: Path, keep: Optional[Path]) -> None:
     """Runs one job, copies its weights to the folder `keep`, and writes its JSON file."""
     experiment, setting, seed = job
     options = experiment.settings[setting]
-    with (work / ".lock").open("a") as file:  # for other processes that share the folder
+    with (work / MARK).open("a") as file:  # for other processes that share the folder
         fcntl.lockf(file, fcntl.LOCK_EX)
         experiment.prepare(data, work)
     with tempfile.TemporaryDirectory(prefix=f"{experiment.name}-", dir=work) as name:
         before = cpu_seconds()
-        try:
-            result = experiment.train(options, seed, work, Path(name))
-            if keep is not None:
-                path = kept(keep, job)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with whole_or_not_at_all(path) as part:
-                    shutil.copyfile(Path(name) / WEIGHTS, part)
-        except ExperimentError as error:  # the log goes with the folder
-            logs = sorted(Path(name).glob("*.log"), key=lambda path: path.stat().st_mtime)
-            tail = "".join(logs[-1].read_text().splitlines(keepends=True)[-20:]) if logs else ""
-            raise ExperimentError(f"{error}, which ends:\n{tail}") from None
+        result = experiment.train(options, seed, work, Path(name))
+        if keep is not None:
+            path = kept(keep, job)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_or_not_at_all(path) as part:
+                shutil.copyfile(Path(name) / WEIGHTS, part)
     content = {
         "experiment": experiment.name,
         "setting": setting,
@@ -130,19 +134,21 @@ def main() -> None:
         for job in left:
             if kept(args.keep, job).exists():
                 parser.error(f"--keep: {kept(args.keep, job)} already exists; give another folder")
-    args.work.mkdir(parents=True, exist_ok=True)
     print(f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done before", flush=True)
-    start = time.monotonic()
-    for number, job in enumerate(left, 1):
-        experiment, setting, seed = job
-        print(f"{number}/{len(left)}: {experiment.name}, {setting}, seed {seed}", flush=True)
-        try:
+    try:
+        claim(args.work)
+        start = time.monotonic()
+        for number, job in enumerate(left, 1):
+            experiment, setting, seed = job
+            print(f"{number}/{len(left)}: {experiment.name}, {setting}, seed {seed}", flush=True)
             run(job, args.data.resolve(), args.work.resolve(), args.out, args.keep)
-        except ExperimentError as error:
-            sys.exit(f"run.py: error: {error}")
-        minutes = (time.monotonic() - start) / 60
-        rest = minutes / number * (len(left) - number)
-        print(f"    done after {minutes:.0f} minutes, about {rest:.0f} left", flush=True)
+            minutes = (time.monotonic() - start) / 60
+            rest = minutes / number * (len(left) - number)
+            print(f"    done after {minutes:.0f} minutes, about {rest:.0f} left", flush=True)
+    except (ExperimentError, OSError) as error:
+        sys.exit(f"run.py: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("run.py: interrupted; the same command continues")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ea_timm  # noqa: F401 (registers the models)
+from evolving_attention.commands import whole_or_not_at_all
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
@@ -53,7 +54,9 @@ class Images(Experiment):
     def prepare(self, data: Path, work: Path) -> None:
         target = work / "cifar10.pt"
         if not target.exists():
-            torch.save(read_images(data / "cifar10" / "cifar10_15000.tar.gz"), target)
+            images = read_images(data / "cifar10" / "cifar10_15000.tar.gz")
+            with whole_or_not_at_all(target) as part:
+                torch.save(images, part)
 
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         torch.set_num_threads(1)

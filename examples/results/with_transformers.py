@@ -74,7 +74,8 @@ class FineTuning(Experiment):
             except DataError as error:
                 raise ExperimentError(f"--data: {error}") from None
             valid = sorted(splits[1], key=lambda row: len(row["input_ids"]))
-            torch.save([splits[0][: self.examples], valid], target)
+            with whole_or_not_at_all(target) as part:
+                torch.save([splits[0][: self.examples], valid], part)
 
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         from finetune_transformers import make_trainer

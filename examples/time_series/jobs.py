@@ -38,9 +38,9 @@ def read(path: Path, script: str) -> List[Record]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"--json {path}: not a file that {script} wrote: {error}") from None
-    if not isinstance(content, dict) or content.get("script") != script:
+    records = content.get("records") if isinstance(content, dict) else None
+    if not isinstance(records, list) or content.get("script") != script:
         raise DataError(f"--json {path}: not a file that {script} wrote; choose another name")
-    records: List[Record] = content["records"]
     return records
 
 
