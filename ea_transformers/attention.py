@@ -116,12 +116,12 @@ def absent_cells(
     attention_mask: Optional[Tensor], padded_queries: Optional[Tensor], window: str
 ) -> Optional[Tensor]:
     """True for cells of the map that do not exist: query or key is padding, or in the future."""
-    hidden = None if attention_mask is None else hidden_cells(attention_mask)
-    if window == "bidirectional" and hidden is not None:
+    if attention_mask is None:
+        return padded_queries
+    hidden = hidden_cells(attention_mask)
+    if window == "bidirectional":
         padded_queries = hidden.all(dim=-2, keepdim=True).transpose(-2, -1)
-    if hidden is None or padded_queries is None:
-        return padded_queries if hidden is None else hidden
-    return hidden | padded_queries
+    return hidden if padded_queries is None else hidden | padded_queries
 
 
 def hidden_cells(attention_mask: Tensor) -> Tensor:

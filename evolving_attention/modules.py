@@ -130,14 +130,10 @@ class AttentionEvolution(nn.Module):
 
         `window` is for this call only; None means the module's own.
         """
-        check_heads(attn_logits, self.num_heads)
-        check_maps(attn_logits, prev_attn_logits, mask)
         window = self.window if window is None else window
         if not torch.jit.is_scripting():
             check_window(window)
-            self.check_values(attn_logits, prev_attn_logits, mask)
-        alpha, beta = self.mixing_weights(attn_logits)
-        a_in = mix(attn_logits, prev_attn_logits, alpha, mask)
+        a_in, beta = self.mix(attn_logits, prev_attn_logits, mask)
         return refine(a_in, self.weight, self.bias, beta, window)
 
     def step(
@@ -158,16 +154,11 @@ class AttentionEvolution(nn.Module):
                 rows; or `rows` belong to another kernel size, batch, number of heads or dtype, or
                 have more keys than the map.
         """
-        check_heads(attn_logits, self.num_heads)
-        check_maps(attn_logits, prev_attn_logits, mask)
-        if not torch.jit.is_scripting():
-            self.check_values(attn_logits, prev_attn_logits, mask)
         if self.window == "bidirectional":
             raise ValueError(
                 "window must be causal or cross for step(): bidirectional reads later rows"
             )
-        alpha, beta = self.mixing_weights(attn_logits)
-        a_in = mix(attn_logits, prev_attn_logits, alpha, mask)  # (B, H, T, S)
+        a_in, beta = self.mix(attn_logits, prev_attn_logits, mask)
         if self.weight is None:
             return a_in, None
         count = self.weight.size(2) - 1
@@ -180,6 +171,17 @@ class AttentionEvolution(nn.Module):
         rows = torch.cat([rows, a_in], dim=2)  # (B, H, K - 1 + T, S)
         # The last K - 1, as a copy: a view would keep all of A_in in memory.
         return evolved, rows[:, :, rows.size(2) - count :].clone()
+
+    def mix(
+        self, attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Tensor]
+    ) -> Tuple[Tensor, Union[float, Tensor]]:
+        """A_in of checked maps, (B, H, T, S), and beta."""
+        check_heads(attn_logits, self.num_heads)
+        check_maps(attn_logits, prev_attn_logits, mask)
+        if not torch.jit.is_scripting():
+            self.check_values(attn_logits, prev_attn_logits, mask)
+        alpha, beta = self.mixing_weights(attn_logits)
+        return mix(attn_logits, prev_attn_logits, alpha, mask), beta
 
     @torch.jit.unused
     def check_values(
