@@ -7,7 +7,7 @@ from fairseq.modules.transformer_layer import (
     TransformerDecoderLayerBase,
     TransformerEncoderLayerBase,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from ea_fairseq.modules.multihead_attention import (
     EvolvingMultiheadAttention,
@@ -21,25 +21,23 @@ WINDOWS = {"encoder": "bidirectional", "decoder": "causal", "cross": "cross"}
 
 
 def build_attention(
-    cfg,
-    attention: str,
-    embed_dim: int,
-    num_heads: int,
-    first: bool,
-    **options: Any,
+    layer: nn.Module, cfg, attention: str, embed_dim: int, num_heads: int, **options: Any
 ) -> EvolvingMultiheadAttention:
     """One attention of a layer: evolving if the options say so, else fairseq's own.
 
     Args:
+        layer: its `first` says whether it is the first of its stack, which has no map to evolve.
         attention: "encoder", "decoder" (self-attention) or "cross".
-        first: whether the layer is the first of its stack, which has no map to evolve from.
-        options: of fairseq's attention.
+        options: of fairseq's attention, besides those that it takes from the layer.
     """
+    options["dropout"] = cfg.attention_dropout
+    options["q_noise"] = layer.quant_noise
+    options["qn_block_size"] = layer.quant_noise_block_size
     mixes = cfg.ea_learnable or cfg.ea_alpha > 0 or cfg.ea_beta > 0
     if not mixes or attention not in cfg.ea_attentions.split(","):
         return PlainMultiheadAttention(embed_dim, num_heads, **options)
     evolution = None
-    if not first:
+    if not layer.first:
         evolution = AttentionEvolution(
             num_heads,
             cfg.ea_alpha,
@@ -64,18 +62,8 @@ class EvolvingTransformerEncoderLayer(TransformerEncoderLayerBase):
         keep_dropout_name(self, TransformerEncoderLayerBase.__name__)
 
     def build_self_attention(self, embed_dim: int, cfg) -> EvolvingMultiheadAttention:
-        num_heads = cfg.encoder.attention_heads
-        return build_attention(
-            cfg,
-            "encoder",
-            embed_dim,
-            num_heads,
-            self.first,
-            dropout=cfg.attention_dropout,
-            self_attention=True,
-            q_noise=self.quant_noise,
-            qn_block_size=self.quant_noise_block_size,
-        )
+        heads = cfg.encoder.attention_heads
+        return build_attention(self, cfg, "encoder", embed_dim, heads, self_attention=True)
 
     def forward(
         self,
@@ -138,33 +126,19 @@ class EvolvingTransformerDecoderLayer(TransformerDecoderLayerBase):
                 "add_bias_kv and add_zero_attn must be False: a key without a position has no "
                 "neighbours in the map"
             )
-        num_heads = cfg.decoder.attention_heads
-        return build_attention(
-            cfg,
-            "decoder",
-            embed_dim,
-            num_heads,
-            self.first,
-            dropout=cfg.attention_dropout,
-            self_attention=True,
-            q_noise=self.quant_noise,
-            qn_block_size=self.quant_noise_block_size,
-        )
+        heads = cfg.decoder.attention_heads
+        return build_attention(self, cfg, "decoder", embed_dim, heads, self_attention=True)
 
     def build_encoder_attention(self, embed_dim: int, cfg) -> EvolvingMultiheadAttention:
-        num_heads = cfg.decoder.attention_heads
         return build_attention(
+            self,
             cfg,
             "cross",
             embed_dim,
-            num_heads,
-            self.first,
+            cfg.decoder.attention_heads,
             kdim=cfg.encoder.embed_dim,
             vdim=cfg.encoder.embed_dim,
-            dropout=cfg.attention_dropout,
             encoder_decoder_attention=True,
-            q_noise=self.quant_noise,
-            qn_block_size=self.quant_noise_block_size,
         )
 
     def forward(
