@@ -30,7 +30,6 @@ RELEASED_SETTINGS = {
     "convolution": {"alpha": 0.0, "beta": 0.1},
     "learned-from-0": {"alpha": 0.0, "beta": 0.0, "learnable": True, "ea_lr": 1e-3},
     "identity": {"alpha": 0.1, "beta": 0.1, "start": "identity"},
-    "shifted": {"alpha": 0.1, "beta": 0.1, "start": "shifted"},
     "shifted-learned": {
         "alpha": 0.0,
         "beta": 0.1,
@@ -41,6 +40,8 @@ RELEASED_SETTINGS = {
     "warm-up": {"alpha": 0.1, "beta": 0.1, "warmup": 0.5},
     "both-0.2": {"alpha": 0.2, "beta": 0.2},
     "both-0.4": {"alpha": 0.4, "beta": 0.4},
+    "residual-0.4": {"alpha": 0.4, "beta": 0.0},
+    "convolution-0.4": {"alpha": 0.0, "beta": 0.4},
 }
 SMALL_VIT = dict(img_size=32, patch_size=4, embed_dim=96, depth=6, num_heads=3)
 MINILM = (
