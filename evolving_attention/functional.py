@@ -157,7 +157,7 @@ def is_fixed_at(number: float, weight: Union[float, Tensor]) -> bool:
 
 def lerp(start: Tensor, end: Tensor, weight: Union[float, Tensor]) -> Tensor:
     """weight * end + (1 - weight) * start, for a number or a tensor of one element."""
-    # Some converters do not support lerp. TorchScript cannot compile in_graph, nor this sum.
+    # Some converters do not support lerp. TorchScript needs the first condition to leave this out.
     if not torch.jit.is_scripting() and in_graph():
         return weight * end + (1 - weight) * start
     if isinstance(weight, Tensor):  # TorchScript needs the type to choose the overload

@@ -574,6 +574,16 @@ def test_large_negative_logits_are_no_masks(low):
     assert AttentionEvolution(HEADS, 0.1, 0.1).double()(logits, prev).isfinite().all()
 
 
+def test_numbers_halfway_to_a_mask_show_that_it_is_none():
+    layer = AttentionEvolution(HEADS, 0.1, 0.1).double()
+    logits, prev = maps(QUERIES, QUERIES)
+    logits[0, 0, 0, 0] = -9_943.0
+    with pytest.raises(ValueError, match="attn_logits must not be masked yet, but holds -9943"):
+        layer(logits, prev)
+    logits[0, 1, 0, 0] = -5_000.0
+    assert layer(logits, prev).isfinite().all()
+
+
 def test_graphs_hold_no_check():
     layer = AttentionEvolution(HEADS, 0.1, 0.1).double()
     right, wrong = maps(), [x.masked_fill(random_mask(), float("-inf")) for x in maps()]
