@@ -41,6 +41,7 @@ class Images(Experiment):
         epochs, batch_size, lr: of the training by AdamW, with a cosine schedule.
         size: pixels of a side, to which images are enlarged.
         mixes: train as DeiT does, with mixup and CutMix.
+        precision: of matrix products, as for `torch.set_float32_matmul_precision`.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Images(Experiment):
     lr: float
     size: int = 32
     mixes: bool = False
+    precision: str = "highest"
 
     def prepare(self, data: Path, work: Path) -> None:
         target = work / "cifar10.pt"
@@ -60,6 +62,7 @@ class Images(Experiment):
 
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         torch.set_num_threads(1)
+        torch.set_float32_matmul_precision(self.precision)
         images, labels, test_images, test_labels = torch.load(work / "cifar10.pt")
         model = self.build(options, seed)
         mix = None

@@ -43,6 +43,7 @@ class FineTuning(Experiment):
         examples: of the training set, the first ones.
         epochs, batch_size, lr: of the training by transformers' Trainer.
         max_length: tokens to which longer examples are cut.
+        precision: of matrix products, as for `torch.set_float32_matmul_precision`.
     """
 
     task: str
@@ -51,6 +52,7 @@ class FineTuning(Experiment):
     batch_size: int
     lr: float
     max_length: int
+    precision: str = "highest"
 
     # transformers needs Python 3.11, so it is imported only where it is used.
 
@@ -82,6 +84,7 @@ class FineTuning(Experiment):
         from transformers import AutoTokenizer
 
         torch.set_num_threads(1)
+        torch.set_float32_matmul_precision(self.precision)
         task = TASKS[self.task]
         train, valid = torch.load(work / f"{self.name}.pt")
         trainer = make_trainer(
