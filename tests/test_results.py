@@ -109,9 +109,7 @@ def test_how_early_a_score_is_reached(lower_is_better, ours, share):
     assert report.reached(experiment, plain, {"curve": ours}) == share
     found = {"plain": {1: plain}, "evolving": {1: {"curve": ours}}}
     sentence = report.speed(experiment, found)
-    end = (
-        "in none of the 1 pairs." if share is None else f"after {100 * share:.0f} % of the updates"
-    )
+    end = "in none of 1 pair." if share is None else f"after {100 * share:.0f} % of the updates"
     assert end in sentence and "final it of plain" in sentence
 
 
@@ -126,6 +124,17 @@ def test_results_of_other_options_are_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         report.main()
     assert "error: --again: " in capsys.readouterr().err
+
+
+def test_only_pairs_are_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    experiment = EXPERIMENTS["images"]
+    (tmp_path / "images").mkdir()
+    for setting, seed in (("plain", 1), ("residual", 1), ("evolving", 2), ("evolving", 1)):
+        assert report.finished() == []
+        path = tmp_path / "images" / f"{setting}-seed{seed}.json"
+        path.write_text(json.dumps({"options": experiment.settings[setting]}))
+    assert [experiment for experiment, _ in report.finished()] == [experiment]
 
 
 def test_a_folder_of_others_is_refused(tmp_path, monkeypatch):

@@ -133,9 +133,13 @@ def speed(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
     score = experiment.scores[0].partition(",")[0]
     text = f"Evolving attention reaches the final {score} of plain attention "
     if not known:
-        return f"{text}in none of the {len(seeds)} pairs."
-    pairs = f"in {len(known)} of {len(seeds)} pairs"
-    return f"{text}{pairs}, after {100 * np.mean(known):.0f} % of the updates on average."
+        return f"{text}in none of {count_pairs(seeds)}."
+    share = f"{100 * np.mean(known):.0f} % of the updates"
+    return f"{text}in {len(known)} of {count_pairs(seeds)}, after {share} on average."
+
+
+def count_pairs(seeds: List[int]) -> str:
+    return f"{len(seeds)} pair{'' if len(seeds) == 1 else 's'}"
 
 
 def lower(experiment: Experiment, score: str) -> bool:
@@ -253,7 +257,7 @@ def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
         spread = "" if it.error is None else f" ± {it.error:.2f}"
         parts.append(f"{score} {it.plain:.2f} → {it.ours:.2f} ({it.difference:+.2f}{spread})")
         word = it.verdict(lower(experiment, score))
-    return f"- {experiment.title}: {', '.join(parts)}; {len(it.seeds)} pairs, {word}."
+    return f"- {experiment.title}: {', '.join(parts)}; {count_pairs(it.seeds)}, {word}."
 
 
 def replace_between(text: str, marker: str, lines: List[str]) -> str:
@@ -266,9 +270,13 @@ def replace_between(text: str, marker: str, lines: List[str]) -> str:
 
 
 def finished() -> List[Tuple[Experiment, Dict[str, Dict[int, dict]]]]:
-    """The experiments with results of both plain and evolving attention."""
+    """The experiments with at least one pair of plain and evolving attention."""
     results = [(experiment, read(RESULTS, experiment)) for experiment in EXPERIMENTS.values()]
-    return [(experiment, found) for experiment, found in results if len(found) > 1]
+    return [
+        (experiment, found)
+        for experiment, found in results
+        if found.get("plain", {}).keys() & found.get("evolving", {}).keys()
+    ]
 
 
 def documents() -> Dict[Path, str]:
@@ -298,7 +306,7 @@ def compare_again(folder: Path) -> List[str]:
                 where = "inside" if low <= after.difference <= high else "outside"
                 lines.append(
                     f"{experiment.name}, {setting}, {score}: {after.difference:+.3f} "
-                    f"({len(after.seeds)} pairs), {where} {low:+.3f} to {high:+.3f}"
+                    f"({count_pairs(after.seeds)}), {where} {low:+.3f} to {high:+.3f}"
                 )
     return lines
 
