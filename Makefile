@@ -17,7 +17,7 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/demo.py
 
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test: lint
 	$(PYTEST)

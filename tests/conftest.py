@@ -1,5 +1,6 @@
 """Fixtures for several test files: real fairseq models with a small dictionary."""
 
+import os
 from argparse import Namespace
 from io import BytesIO
 
@@ -13,8 +14,10 @@ import ea_fairseq  # noqa: F401 (registers the models)
 
 VOCABULARY = 60
 
-# Threads slow down models this small, and with one, sums are the same on every machine.
+# Threads slow down models this small, and with one, sums are the same on every machine. The
+# variable is for the processes that tests start.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 REPO = Path(__file__).parent.parent
 USER_DIR = REPO / "ea_fairseq"
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO)}
 
 MODEL = [
     *("--user-dir", USER_DIR, "--arch", "ea_transformer_tiny"),
@@ -308,14 +308,14 @@ def test_resume_after_a_kill_continues_as_if_unbroken(data, tmp_path):
         return command("train", *arguments, "--save-dir", tmp_path / folder)
 
     unbroken = subprocess.run(
-        training("unbroken"), capture_output=True, text=True, env=ONE_THREAD, check=True
+        training("unbroken"), capture_output=True, text=True, env=ENVIRONMENT, check=True
     )
     process = subprocess.Popen(
         training("broken"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=ONE_THREAD,
+        env=ENVIRONMENT,
     )
     for line in process.stdout:
         if "Saved checkpoint" in line:  # logged when its copies are complete
@@ -323,7 +323,7 @@ def test_resume_after_a_kill_continues_as_if_unbroken(data, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     resumed = subprocess.run(
-        training("broken"), capture_output=True, text=True, env=ONE_THREAD, check=True
+        training("broken"), capture_output=True, text=True, env=ENVIRONMENT, check=True
     )
     expected, got = (
         losses("\n".join(line for line in run.stdout.splitlines() if "train_inner" in line))
@@ -502,7 +502,7 @@ def test_hydra(data, tmp_path, form):
         [*command("hydra_train"), *overrides, f"hydra.run.dir={tmp_path}"],
         capture_output=True,
         text=True,
-        env=ONE_THREAD,
+        env=ENVIRONMENT,
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -535,7 +535,7 @@ def test_two_processes_learn_as_one(data, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=ONE_THREAD,
+            env=ENVIRONMENT,
         )
         for rank in range(2)
     ]
@@ -786,7 +786,7 @@ def test_a_user_dir_of_another_name(data, tmp_path):
         arguments = [data / "bin", *MODEL, *TRAINING, *training]
         arguments[arguments.index(USER_DIR)] = folder
         result = subprocess.run(
-            command("train", *arguments), capture_output=True, text=True, env=ONE_THREAD
+            command("train", *arguments), capture_output=True, text=True, env=ENVIRONMENT
         )
         assert (result.returncode == 0) == (message is None), result.stderr
         assert message is None or message in result.stderr

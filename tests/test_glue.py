@@ -15,7 +15,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary, data_utils, encoders
 from sklearn.metrics import f1_score, matthews_corrcoef
-from test_fairseq_commands import ONE_THREAD, USER_DIR, command, fairseq, weights
+from test_fairseq_commands import ENVIRONMENT, USER_DIR, command, fairseq, weights
 from test_prepare import as_folder, snapshot
 from tokenizers import ByteLevelBPETokenizer
 
@@ -620,7 +620,7 @@ model: {{_name: ea_roberta, max_positions: 64, encoder_layers: 2, encoder_embed_
 """
     )
     options = ["--config-dir", tmp_path, "--config-name", "tiny", "+model.ea_alpha=0.25"]
-    subprocess.run(command("hydra_train", *options), check=True, env=ONE_THREAD, cwd=tmp_path)
+    subprocess.run(command("hydra_train", *options), check=True, env=ENVIRONMENT, cwd=tmp_path)
     (model,), *_ = checkpoint_utils.load_model_ensemble_and_task(
         [str(tmp_path / "checkpoints" / "checkpoint_last.pt")]
     )

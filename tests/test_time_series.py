@@ -24,7 +24,7 @@ from aeon.testing.estimator_checking import parametrize_with_checks
 from fairseq import checkpoint_utils
 from matplotlib.axes import Axes
 from sklearn.exceptions import NotFittedError
-from test_fairseq_commands import ONE_THREAD, USER_DIR, fairseq, weights
+from test_fairseq_commands import ENVIRONMENT, USER_DIR, fairseq, weights
 from torch.nn import functional as F
 
 from ea_aeon import EADCTransformerClassifier, EADCTransformerRegressor
@@ -302,7 +302,7 @@ def test_recomputing_attention_changes_no_gradient():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"max_distance": 3}, {"readout": "flatten"}])
+@pytest.mark.parametrize("options", [{}, {"max_distance": 3, "readout": "flatten"}])
 def test_exported_and_compiled_networks(tmp_path, options):
     """torch.export, fullgraph compilation and ONNX, for other batches and lengths than exported."""
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -647,7 +647,7 @@ c.save({str(tmp_path / "other.pt")!r})
 again = C.load({str(tmp_path / "other.pt")!r})
 assert again.random_state == 3 and (again.predict(X) == c.predict(X)).all()
 """
-    subprocess.run([sys.executable, "-c", script], check=True, env=ONE_THREAD)
+    subprocess.run([sys.executable, "-c", script], check=True, env=ENVIRONMENT)
 
     with pytest.raises(ValueError, match="holds no EADCTransformerRegressor"):
         EADCTransformerRegressor.load(tmp_path / "classifier.pt")
@@ -676,7 +676,7 @@ def test_the_table_of_the_example(tmp_path):
     def run(*arguments):
         command = [sys.executable, EXAMPLE / "run.py", "--folder", tmp_path, "--epochs", 1]
         command += ["--option", "d_model=16", "--option", "attention_dim=8", *arguments]
-        return subprocess.run(map(str, command), env=ONE_THREAD, capture_output=True, text=True)
+        return subprocess.run(map(str, command), env=ENVIRONMENT, capture_output=True, text=True)
 
     scores = tmp_path / "scores.json"
     few = ["--json", scores, "--methods", "evolving", "plain", "1-NN DTW"]

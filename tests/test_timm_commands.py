@@ -24,7 +24,7 @@ print(timm.list_models(sys.argv[1]))
 
 
 def python(*args, cwd, **options):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *map(str, args)]
     return subprocess.run(
         command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, **options
@@ -68,7 +68,7 @@ def test_the_processes_that_a_script_starts_know_the_models(tmp_path):
         "print(timm.list_models('ea_resnet*'))"
     )
     (tmp_path / "plain.py").write_text("import sys; print('ea_timm' in sys.modules)")
-    env = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(folder)}
     command = "import sys; sys.path.insert(0, sys.argv.pop(1)); import ea_timm.run as r; r.main()"
     command = [sys.executable, "-c", command, ROOT, "launcher.py", "child.py", "plain.py"]
     run = subprocess.run(

@@ -50,7 +50,7 @@ def test_cutting_the_head():
     assert torch.equal(torch.fx.symbolic_trace(trunk)(images()), expected)
     torch.testing.assert_close(torch.export.export(trunk, (images(),)).module()(images()), expected)
     if not torch.__version__.startswith("2.6."):  # it cannot compile attributes of tensors
-        torch.testing.assert_close(torch.compile(trunk, backend="aot_eager")(images()), expected)
+        torch.testing.assert_close(torch.compile(trunk, backend="eager")(images()), expected)
 
     wanted = gradients(trunk, expected.square().mean())
     got = gradients(trunk, trunk(images()).square().mean())

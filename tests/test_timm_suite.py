@@ -53,7 +53,6 @@ def suite(request):
 def test_timms_own_tests(suite):
     here = Path(__file__).parent
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
-    env["OMP_NUM_THREADS"] = "1"
     names = " or ".join(f"1-{name}] or 2-{name}] or [{name}]" for name in MODELS)
     command = [sys.executable, "-m", "pytest", "-p", "timm_plugin", "-p", "no:cacheprovider"]
     command += ["-v", "-k", names, "tests/test_models.py"]
