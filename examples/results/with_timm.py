@@ -138,16 +138,20 @@ def read_images(archive: Path) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images (N, 3, 32, 32) and labels (N,), then those of the test, as bytes."""
     if not archive.is_file():
         raise ExperimentError(f"--data: there is no {archive}")
+    pictures: Dict[str, Tensor] = {}
+    with tarfile.open(archive) as tar:  # read in its own order: going back is slow when compressed
+        for member in tar:
+            if member.isfile():
+                with Image.open(tar.extractfile(member)) as image:
+                    content = bytearray(image.convert("RGB").tobytes())
+                pixels = torch.frombuffer(content, dtype=torch.uint8)
+                pictures[member.name] = pixels.view(32, 32, 3).permute(2, 0, 1)
     found: Dict[str, Tuple[list, list]] = {"train": ([], []), "val": ([], [])}
-    with tarfile.open(archive) as tar:
-        for member in sorted((m for m in tar if m.isfile()), key=lambda m: m.name):
-            *_, split, name, _ = member.name.split("/")
-            with Image.open(tar.extractfile(member)) as image:
-                content = bytearray(image.convert("RGB").tobytes())
-            pixels = torch.frombuffer(content, dtype=torch.uint8)
-            images, labels = found[split]
-            images.append(pixels.view(32, 32, 3).permute(2, 0, 1))
-            labels.append(CLASSES.index(name))
+    for path, pixels in sorted(pictures.items()):
+        *_, split, name, _ = path.split("/")
+        images, labels = found[split]
+        images.append(pixels)
+        labels.append(CLASSES.index(name))
     (images, labels), (test_images, test_labels) = found.values()
     return (
         torch.stack(images),
