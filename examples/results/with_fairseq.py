@@ -117,12 +117,15 @@ class MaskedLM(FairseqExperiment):
     def evaluate(self, options: Options, seed: int, work: Path, run: Path) -> Dict[str, float]:
         found = {}
         for name, task in zip(self.scores[1:], self.tasks, strict=True):
-            data = self.task_data(work) / task
+            data, save_dir = self.task_data(work) / task, run / task
             given = [ROOT / "examples/glue/finetune.py", task, "--data", data, "--seeds", seed]
             given += ["--checkpoint", run / WEIGHTS, "--arch", self.arch]
-            given += ["--save-dir", run / task, *FINE_TUNING.split(), *SMALL_MODEL.split()]
-            log = python(given, run / f"{task}.log")
-            found[name] = float(re.findall(rf"^{task}   \w+ ([-\d.]+)$", log, re.MULTILINE)[0])
+            given += ["--save-dir", save_dir, *FINE_TUNING.split(), *SMALL_MODEL.split()]
+            python(given, run / f"{task}.log")
+            given = [ROOT / "examples/glue/evaluate.py", task, "--data", data]
+            given += ["--checkpoint", save_dir / f"seed{seed}" / WEIGHTS]
+            log = python(given, run / f"{task}-score.log")
+            found[name] = float(re.findall(rf"^{task} valid   \w+ ([-\d.]+)$", log, re.M)[0])
         return found
 
 
