@@ -1,6 +1,7 @@
 """The rows of earlier maps that incremental decoding needs, kept in transformers' cache."""
 
-from typing import Any, Callable, Dict, Optional
+from collections import deque
+from typing import Any, Callable, Deque, Dict, Optional
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
 from evolving_attention import AttentionEvolution
 from evolving_attention.functional import mix
 
-CROPPABLE = 64  # tokens that can be taken back, or those of the last step if they are more
+CROPPABLE = 64  # the tokens of that many steps can be taken back
 
 
 class LayerWithRows(CacheLayerMixin):
@@ -24,13 +25,15 @@ class LayerWithRows(CacheLayerMixin):
     It comes before transformers' class in the list of bases.
 
     Attributes:
-        rows: by the convolution's window, (batch, heads, rows, keys), of at most
-            K - 1 + CROPPABLE rows, or K - 1 + those of the last step.
+        rows: by the convolution's window, (batch, heads, rows, keys): K - 1 rows, and those of the
+            tokens that can be taken back.
+        steps: the numbers of these tokens, step by step, likewise by window.
         reach: K - 1.
     """
 
     is_compileable = False  # the rows grow
     rows: Dict[str, Tensor]
+    steps: Dict[str, Deque[int]]
     reach: int
 
     def step(
@@ -53,8 +56,11 @@ class LayerWithRows(CacheLayerMixin):
         alpha, _ = evolution.mixing_weights(attn_logits)
         a_in = mix(attn_logits, prev_attn_logits, alpha, absent)
         kept = torch.cat([F.pad(kept, (0, keys - kept.size(3))), a_in], dim=2)
-        # Assisted decoding takes back the tokens of a step that the model refuses.
-        self.rows[evolution.window] = kept[:, :, -(self.reach + max(CROPPABLE, queries)) :]
+        # Assisted decoding takes back the tokens that the model refuses; from an assistant, also
+        # the whole target, which it reads again before the next proposals.
+        steps = self.steps.setdefault(evolution.window, deque(maxlen=CROPPABLE))
+        steps.append(queries)
+        self.rows[evolution.window] = kept[:, :, -(self.reach + sum(steps)) :]
         return evolved
 
     def each(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -63,7 +69,7 @@ class LayerWithRows(CacheLayerMixin):
     def reset(self) -> None:
         """As in transformers."""
         super().reset()
-        self.rows = {}
+        self.rows, self.steps = {}, {}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """As in transformers."""
@@ -76,14 +82,16 @@ class LayerWithRows(CacheLayerMixin):
         Raises:
             ValueError: not enough rows are left.
         """
-        for rows in self.rows.values():
-            if rows.size(2) + tokens_to_remove < self.reach:
+        for window, rows in self.rows.items():
+            left = rows.size(2) + tokens_to_remove - self.reach
+            if left < 0:
                 raise ValueError(
                     "a cache of evolving attention can be cropped by at most "
-                    f"{rows.size(2) - self.reach} tokens now, since it keeps only the last rows "
-                    f"of each map, got {tokens_to_remove}. In assisted decoding, lower the "
-                    "assistant's num_assistant_tokens"
+                    f"{rows.size(2) - self.reach} tokens now, since it keeps the rows of each map "
+                    f"for {CROPPABLE} steps only, got {tokens_to_remove}. In assisted decoding, "
+                    "lower the assistant's num_assistant_tokens"
                 )
+            self.steps[window] = deque([min(left, CROPPABLE)], maxlen=CROPPABLE)
         super().crop(tokens_to_remove)
         self.each(lambda rows: rows[:, :, : rows.size(2) + tokens_to_remove])
 
@@ -131,7 +139,7 @@ def layer_with_rows(cache: Cache, layer_idx: int, window: str, query_length: int
         if type(layer) not in KINDS:
             raise ValueError(f"cache must be dynamic or static, got layers of {type(layer)}")
         layer = object.__new__(KINDS[type(layer)])
-        layer.__dict__.update(cache.layers[layer_idx].__dict__, rows={})
+        layer.__dict__.update(cache.layers[layer_idx].__dict__, rows={}, steps={})
         cache.layers[layer_idx] = layer
     if window not in layer.rows:
         past = layer.get_seq_length()

@@ -2,6 +2,7 @@
 
 from typing import Any, Dict, Sequence, Tuple
 
+from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig, RobertaConfig, T5Config
 
 from evolving_attention.checks import check_flag, check_kernel_size, check_unit_interval
@@ -12,7 +13,8 @@ ATTENTIONS = ("encoder", "decoder", "cross")
 class EvolvingConfig(PreTrainedConfig):
     """What the configurations share.
 
-    It comes after transformers' class in the list of bases, whose defaults then hold.
+    It comes after transformers' class in the list of bases, whose defaults then hold. The decorator
+    `strict` on the resulting class makes the method below that validates override transformers'.
 
     Args:
         ea_alpha: weight of the previous layer's map, in [0, 1].
@@ -25,10 +27,11 @@ class EvolvingConfig(PreTrainedConfig):
         ValueError: an option is out of range or has a wrong type; the message names it.
     """
 
-    ea_alpha: float = 0.1
-    ea_beta: float = 0.1
-    ea_kernel_size: int = 3
-    ea_learnable: bool = False
+    # Types are strings, since `strict` would refuse an int for a float, and not say what is right.
+    ea_alpha: "float" = 0.1
+    ea_beta: "float" = 0.1
+    ea_kernel_size: "int" = 3
+    ea_learnable: "bool" = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -77,6 +80,13 @@ class EvolvingConfig(PreTrainedConfig):
             config["model_type"] = cls.model_type
         return config, unused
 
+    @classmethod
+    def from_dict(cls, config_dict: Dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, which would set the options in `kwargs` without checking them."""
+        names = [name for name in kwargs if name[:3] == "ea_" and name in cls.__dataclass_fields__]
+        given = {name: kwargs.pop(name) for name in names}
+        return super().from_dict({**config_dict, **given}, **kwargs)
+
 
 class EvolvingEncoderConfig(EvolvingConfig):
     """A configuration of an encoder such as BERT."""
@@ -91,18 +101,21 @@ class EvolvingEncoderConfig(EvolvingConfig):
                 )
 
 
+@strict
 class EABertConfig(BertConfig, EvolvingEncoderConfig):
     """transformers' BertConfig with the options of :class:`EvolvingConfig`."""
 
     model_type = "ea_bert"
 
 
+@strict
 class EARobertaConfig(RobertaConfig, EvolvingEncoderConfig):
     """transformers' RobertaConfig with the options of :class:`EvolvingConfig`."""
 
     model_type = "ea_roberta"
 
 
+@strict
 class EAT5Config(T5Config, EvolvingConfig):
     """transformers' T5Config with the options of :class:`EvolvingConfig`.
 
@@ -113,12 +126,16 @@ class EAT5Config(T5Config, EvolvingConfig):
 
     model_type = "ea_t5"
 
-    ea_attentions: Sequence[str] = ATTENTIONS
+    ea_attentions: "Sequence[str]" = ATTENTIONS
 
     def check_evolution(self) -> None:
         super().check_evolution()
         named = self.ea_attentions
-        if isinstance(named, str) or not isinstance(named, Sequence) or set(named) - {*ATTENTIONS}:
+        if (
+            isinstance(named, str)
+            or not isinstance(named, Sequence)
+            or any(name not in ATTENTIONS for name in named)
+        ):
             raise ValueError(
                 f"ea_attentions must be a list of names of {', '.join(ATTENTIONS)}, got {named!r}"
             )

@@ -1,6 +1,6 @@
 """What the ``ea_*`` models share: how they are built, and how they load weights."""
 
-from typing import Any, Iterable, Optional
+from typing import Any, Dict, Iterable, Optional
 
 import torch
 from torch import nn
@@ -77,18 +77,29 @@ class EvolvingPreTrainedModel(PreTrainedModel):
         return NAME
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls,
+        *args: Any,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """As in transformers. The weights may be those of the plain model, too.
 
         Raises:
-            ValueError: the weights were trained with another alpha or beta, or with evolving
-                attention where the model has none; the message names the option.
+            ValueError: the weights were trained with another alpha, beta or kernel size, or with
+                evolving attention where the model has none; the message names the option.
+            RuntimeError: another weight has another shape, unless ignore_mismatched_sizes=True.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        given = {name: kwargs.get(f"ea_{name}") for name in ("alpha", "beta")}
+        model, info = super().from_pretrained(
+            *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
         check_unexpected(model, info["unexpected_keys"])
+        check_shapes(info["mismatched_keys"], ignore_mismatched_sizes)
         for name, module in model.named_modules():
-            if isinstance(module, AttentionEvolution) and not module.learnable:
-                check_mixing(name, module)
+            if isinstance(module, AttentionEvolution):
+                check_mixing(name, module, given)
         return (model, info) if output_loading_info else model
 
 
@@ -117,15 +128,51 @@ def check_unexpected(model: PreTrainedModel, unexpected: Iterable[str]) -> None:
             )
 
 
-def check_mixing(name: str, evolution: AttentionEvolution) -> None:
-    """Raises ValueError if the loaded alpha or beta are others than those of the configuration."""
+def check_shapes(mismatched: Iterable[Any], ignore: bool) -> None:
+    """Raises an error if weights have other shapes in the checkpoint than in the model.
+
+    Args:
+        mismatched: triples of a name and the two shapes.
+        ignore: allow it, except for the convolutions over the maps.
+
+    Raises:
+        ValueError: the convolutions were trained with another kernel size.
+        RuntimeError: the shape of another weight differs.
+    """
+    for key, stored, own in sorted(mismatched):
+        if key.endswith(".evolution.weight") and stored[:2] == own[:2]:
+            raise ValueError(
+                f"{key} was trained with a kernel size of {stored[-1]}, but this model was made "
+                f"with ea_kernel_size={own[-1]}: leave ea_kernel_size out, to take the checkpoint's"
+            )
+        if not ignore:
+            raise RuntimeError(
+                f"{key} has shape {tuple(stored)} in the checkpoint and {tuple(own)} in this model "
+                "(see the report above): give ignore_mismatched_sizes=True, to begin such weights "
+                "anew"
+            )
+
+
+def check_mixing(name: str, evolution: AttentionEvolution, given: Dict[str, Any]) -> None:
+    """Raises ValueError if the loaded alpha or beta are others than they should be.
+
+    Args:
+        name: of the evolution in the model.
+        given: the numbers that the caller asked for, or None. Without them, learned numbers may be
+            any, and fixed ones must be those of the configuration.
+    """
     for option, number in zip(("alpha", "beta"), evolution.mixing, strict=True):
-        stored = getattr(evolution, option)
-        if is_number(stored) and not is_rounded(number, stored.clamp(0.0, 1.0)):
+        stored = getattr(evolution, option).detach()
+        if (evolution.learnable and given[option] is None) or not is_number(stored):
+            continue
+        if not is_rounded(number, stored.clamp(0.0, 1.0)):
+            learnable = (
+                "" if evolution.learnable else ", or give ea_learnable=True if it was learned"
+            )
             raise ValueError(
                 f"{name}.{option} is {shortest_number(stored)} in the checkpoint, but this model "
                 f"was made with ea_{option}={number}: leave ea_{option} out, to take the "
-                "checkpoint's, or give ea_learnable=True if it was learned"
+                f"checkpoint's{learnable}"
             )
-    if not evolution.alpha.is_meta:
+    if not evolution.learnable and not evolution.alpha.is_meta:
         evolution.reset_mixing()  # free of the rounding of a half-precision checkpoint

@@ -169,7 +169,7 @@ def padded_queries(attention_mask: Tensor, query_length: int, past: Any) -> Tens
     """True for queries of a decoder that are padding, (batch, 1 or heads, queries, 1).
 
     Args:
-        attention_mask: (batch, past + queries), 0 for padding; or (batch, 1 or heads, queries,
+        attention_mask: (batch, past + queries), 0 for padding; or (batch, 1 or heads, 1 or queries,
             keys), in which a token that does not see itself is padding.
         query_length: new tokens of this step.
         past: tokens of earlier steps; a tensor of one integer in a static cache.
@@ -179,8 +179,8 @@ def padded_queries(attention_mask: Tensor, query_length: int, past: Any) -> Tens
     """
     positions = torch.arange(query_length, device=attention_mask.device) + past
     if attention_mask.dim() == 4:
-        own = positions.view(1, 1, -1, 1).expand(*attention_mask.shape[:3], 1)
-        return hidden_cells(attention_mask).gather(3, own)
+        hidden = hidden_cells(attention_mask).expand(-1, -1, query_length, -1)
+        return hidden.gather(3, positions.view(1, 1, -1, 1).expand(*hidden.shape[:3], 1))
     if isinstance(past, int) and attention_mask.size(1) < past + query_length:
         raise ValueError(
             f"decoder_attention_mask must cover the {past} tokens in the cache and the "

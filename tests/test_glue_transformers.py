@@ -136,6 +136,31 @@ def test_an_interrupted_run_continues(raw, checkpoints, tmp_path, monkeypatch): 
         torch.testing.assert_close(part[name], x, rtol=0, atol=1e-6, msg=name)
 
 
+def test_another_tasks_model_gets_a_new_head(raw, checkpoints, tmp_path, capsys):  # noqa: F811
+    """From three classes to two; and evolving maps are no baseline."""
+    mnli = tmp_path / "mnli"
+    model_class = ea_transformers.EABertForSequenceClassification
+    model_class.from_pretrained(checkpoints["bert"], num_labels=3).save_pretrained(mnli)
+    transformers.AutoTokenizer.from_pretrained(checkpoints["bert"]).save_pretrained(mnli)
+    run("RTE", raw[0], mnli, tmp_path / "rte")
+    assert model_class.from_pretrained(tmp_path / "rte/seed1/best").config.num_labels == 2
+    with pytest.raises(SystemExit, match="--plain needs a plain model, but the maps of .*mnli"):
+        run("RTE", raw[0], mnli, tmp_path / "plain", "--plain")
+
+
+def test_a_corrected_command_runs(raw, checkpoints, tmp_path, monkeypatch):  # noqa: F811
+    """A folder in which nothing was trained takes other options; a path may be relative."""
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match=r"ea_alpha must lie in \[0, 1\], got 1.5"):
+        run("RTE", raw[0], checkpoints["bert"], out, "--ea-alpha", "1.5")
+    with pytest.raises(SystemExit, match="--model .*nowhere: no folder of this name"):
+        run("RTE", raw[0], tmp_path / "nowhere", out)
+    run("RTE", raw[0], checkpoints["bert"], out)
+    monkeypatch.setattr(transformers.Trainer, "train", None)
+    monkeypatch.chdir(checkpoints["bert"].parent)
+    run("RTE", raw[0], "bert", out)
+
+
 def test_misuse_is_an_error(raw, checkpoints, tmp_path, capsys):  # noqa: F811
     bert = checkpoints["bert"]
     mine = tmp_path / "mine/seed1"

@@ -169,8 +169,42 @@ def test_options_that_differ_from_the_checkpoint_are_an_error(dtype, tmp_path):
         learnable = model_class.from_pretrained(tmp_path, ea_learnable=True)
         evolution = next(m for m in learnable.modules() if isinstance(m, AttentionEvolution))
         assert evolution.alpha.item() == pytest.approx(0.3, rel=1e-2)
-    with pytest.raises(RuntimeError):
-        ours("bert", "ForMaskedLM").from_pretrained(tmp_path, ea_kernel_size=5)
+        with pytest.raises(ValueError, match="alpha is 0.3 in the checkpoint.*ea_alpha=0.1"):
+            model_class.from_pretrained(tmp_path, ea_learnable=True, ea_alpha=0.1)
+        model_class.from_pretrained(tmp_path, ea_learnable=True, ea_alpha=0.3)
+        for ignore in (False, True):
+            with pytest.raises(ValueError, match="kernel size of 3, but .* with ea_kernel_size=5"):
+                model_class.from_pretrained(
+                    tmp_path, ea_kernel_size=5, ignore_mismatched_sizes=ignore
+                )
+
+
+def test_a_head_for_another_number_of_classes(tmp_path):
+    """Is an error, as in transformers, or begins anew; nothing else does."""
+    model_class = ours("bert", "ForSequenceClassification")
+    evolving("bert", "ForSequenceClassification", num_labels=3).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="classifier.bias has shape .3,. in the checkpoint and"):
+        model_class.from_pretrained(tmp_path, num_labels=2)
+    model, info = model_class.from_pretrained(
+        tmp_path, num_labels=2, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    names = {name for name, *_ in info["mismatched_keys"]}
+    assert names == {"classifier.weight", "classifier.bias"}
+    trained = model_class.from_pretrained(tmp_path).state_dict()
+    for name, weight in model.state_dict().items():
+        assert name in names or torch.equal(weight, trained[name]), name
+
+
+@pytest.mark.parametrize(("host", "head"), [("bert", "Model"), ("t5", "ForConditionalGeneration")])
+def test_a_model_that_returns_its_probabilities_is_saved(host, head, tmp_path):
+    """Whether its own configuration says so or that of the plain checkpoint."""
+    model = plain(host, head, output_attentions=True, attn_implementation="eager")
+    model.save_pretrained(tmp_path / "plain")
+    model = ours(host, head).from_pretrained(tmp_path / "plain")
+    for name in ("a", "b"):
+        model.save_pretrained(tmp_path / name)
+        model = ours(host, head).from_pretrained(tmp_path / name, attn_implementation="sdpa")
+        assert model.config.output_attentions
 
 
 def test_a_base_model_goes_into_a_head_and_back(tmp_path):
@@ -237,6 +271,10 @@ def test_numpy_numbers_are_saved(tmp_path):
     config.save_pretrained(tmp_path)
     again = ea_transformers.EAT5Config.from_pretrained(tmp_path)
     assert (again.ea_alpha, again.ea_beta, again.ea_kernel_size) == (0.25, 0.5, 5)
+    plain("t5", "Model").save_pretrained(tmp_path / "plain")
+    model = ours("t5", "Model").from_pretrained(tmp_path / "plain", **numbers)
+    model.save_pretrained(tmp_path / "model")
+    assert ours("t5", "Model").from_pretrained(tmp_path / "model").config.ea_alpha == 0.25
 
 
 @pytest.mark.parametrize("by_accelerate", [True, False])

@@ -222,6 +222,11 @@ def test_masks_of_four_dimensions():
     four = target[:, None, None, :] & ~future(6)
     got = model(**inputs, decoder_attention_mask=four).last_hidden_state[target]
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    one, every = (  # one row for all queries, which then see the future
+        model(**inputs, decoder_attention_mask=target[:, None, None, :].expand(-1, -1, rows, -1))
+        for rows in (1, 6)
+    )
+    assert torch.equal(one.last_hidden_state, every.last_hidden_state)
 
 
 @pytest.mark.parametrize("options", VARIANTS)

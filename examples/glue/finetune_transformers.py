@@ -53,23 +53,27 @@ def encode(task: Task, examples: list[Example], tokenizer: Any, max_length: int)
 
 
 def build(task: Task, model: str, plain: bool = False, **evolution: Any) -> torch.nn.Module:
-    """The pre-trained model with a new head for the task.
+    """The pre-trained model with a head for the task.
+
+    The head is new, unless the model has one for as many classes.
 
     Raises:
-        DataError: there is no such model, or it has no evolving counterpart.
+        DataError: there is no such model, or it has no evolving counterpart, or it is an evolving
+            one and should be plain.
         ValueError: an option of the evolution is wrong or does not fit the model.
     """
-    try:
-        host = transformers.AutoConfig.from_pretrained(model).model_type.removeprefix("ea_")
-    except (OSError, ValueError) as error:
-        raise DataError(f"--model: {error}") from None
+    config = config_of(model)
+    host = config.model_type.removeprefix("ea_")
     options: dict[str, Any] = {"num_labels": len(task.labels) or 1}
+    options["ignore_mismatched_sizes"] = config.num_labels != options["num_labels"]
     if task.is_regression:
         options["problem_type"] = "regression"
     else:
         options["id2label"] = dict(enumerate(task.labels))
         options["label2id"] = {label: i for i, label in enumerate(task.labels)}
     if plain:
+        if host != config.model_type:
+            raise DataError(f"--plain needs a plain model, but the maps of --model {model} evolve")
         auto = transformers.AutoModelForSequenceClassification
         return auto.from_pretrained(model, **options)
     if host not in CLASSES:
@@ -77,6 +81,15 @@ def build(task: Task, model: str, plain: bool = False, **evolution: Any) -> torc
             f"--model {model} holds a model of type {host}; it must be one of {', '.join(CLASSES)}"
         )
     return CLASSES[host].from_pretrained(model, **options, **evolution)
+
+
+def config_of(model: str) -> Any:
+    """The configuration of --model. DataError if there is none."""
+    try:
+        return transformers.AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        found = "no folder of this name" if not Path(model).is_dir() else "a folder without a model"
+        raise DataError(f"--model {model}: {found}; {error}") from None
 
 
 def make_trainer(
@@ -150,7 +163,11 @@ def scores_of(task: Task, logits: Any, labels: np.ndarray) -> dict[str, float]:
 def train(args: argparse.Namespace, task: Task, seed: int) -> dict[str, dict[str, float]]:
     """The scores of one seed's best checkpoint by split; does what is missing of the work."""
     folder = args.save_dir / f"seed{seed}"
-    claim(folder, {name: str(value) for name, value in vars(args).items() if name not in UNUSED})
+    given = {name: str(value) for name, value in vars(args).items() if name not in UNUSED}
+    for name in PATHS:
+        if Path(given[name]).exists():
+            given[name] = str(Path(given[name]).resolve())
+    claim(folder, given)
     results = folder / "scores.json"
     with alone_in(folder):
         tests = [x for x, _ in task.files if x.startswith("test") and args.predict]
@@ -165,13 +182,15 @@ def train(args: argparse.Namespace, task: Task, seed: int) -> dict[str, dict[str
 
 
 UNUSED = ("save_dir", "seeds", "predict")  # options that do not change a training
+PATHS = ("raw", "model")  # options that may be paths
 
 
 def read_splits(args: argparse.Namespace, task: Task) -> dict[str, list[dict]]:
     """The encoded examples of each split that is needed."""
     files = find_files(task, args.raw)
+    positions = positions_of(config_of(args.model))
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
-    most = tokenizer.model_max_length
+    most = min(tokenizer.model_max_length, positions)
     if args.max_length is not None and args.max_length > most:
         raise DataError(f"--max-length must be at most {most} for {args.model}")
     length = args.max_length or min(MAX_LENGTH, most)
@@ -180,6 +199,13 @@ def read_splits(args: argparse.Namespace, task: Task) -> dict[str, list[dict]]:
         for split, path in files.items()
         if not split.startswith("test") or args.predict
     }
+
+
+def positions_of(config: Any) -> int:
+    """How many tokens the model takes at most; a huge number if any number."""
+    positions = getattr(config, "max_position_embeddings", sys.maxsize)
+    # RoBERTa's positions begin after the index of the padding.
+    return positions - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
 
 
 def train_best(
@@ -244,7 +270,8 @@ def evaluate_best(
 
 
 def claim(folder: Path, options: dict[str, str]) -> None:
-    """Records the options in a new folder. DataError if the folder belongs to something else."""
+    """Records the options in a new folder, or in one without a checkpoint so far.
+    DataError if the folder belongs to something else."""
     record = folder / "options.json"
     if not record.exists():
         if folder.exists() and any(folder.iterdir()):
@@ -257,8 +284,11 @@ def claim(folder: Path, options: dict[str, str]) -> None:
         before = None
     if not isinstance(before, dict):
         raise DataError(f"{record} is damaged, or this script did not write it; move {folder}")
-    differing = sorted(name for name in options if before.get(name) != options[name])
-    if differing:
+    differing = sorted(name for name in options if before.get(name, "None") != options[name])
+    started = (folder / "best").exists() or any(folder.glob("checkpoints/checkpoint-*"))
+    if differing and not started:
+        record.write_text(json.dumps(options, indent=1) + "\n")
+    elif differing:
         name = differing[0]
         raise DataError(
             f"{folder} was trained with {name}={before.get(name)}, not {options[name]}; move it, "
