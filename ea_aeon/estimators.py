@@ -8,6 +8,7 @@ import threading
 import warnings
 from dataclasses import asdict
 from numbers import Integral, Real
+from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -38,6 +39,7 @@ from ea_aeon.data import Cases, Preparation, collate, pad, split_off
 from ea_aeon.network import DCTransformer, Ensemble, member_of
 from evolving_attention import AttentionMap, collect_maps
 from evolving_attention.checks import check_count
+from evolving_attention.commands import whole_or_not_at_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -238,7 +240,7 @@ class DCTransformerEstimator:
             wanted = max(1, LARGE_MAPS // series_bytes)
             about += f", so gradients are computed for {wanted} at a time; give micro_batch_size"
             about += " to choose another number"
-        warnings.warn(f"{about}; {advice}", ResourceWarning, stacklevel=2)
+        warnings.warn(f"{about}; {advice}", stacklevel=2)
         return wanted
 
     def train(
@@ -455,8 +457,8 @@ class DCTransformerEstimator:
             "weights": dict(self.network_.state_dict()),
         }
         saved = {name: as_plain(value, name) for name, value in saved.items()}
-        with open(path, "wb") as file:
-            torch.save(saved, file)
+        with whole_or_not_at_all(Path(path), overwrite=True) as part:
+            torch.save(saved, part)
 
     @classmethod
     def load(cls, path: Union[str, os.PathLike], device: str = "auto") -> "DCTransformerEstimator":

@@ -80,7 +80,7 @@ class Look(NamedTuple):
 
     def heat_of(self, attention: AttentionMap, head: int) -> Tensor:
         """The probabilities of one head over the image, (rows, columns)."""
-        probs = attention.attn_probs[0, head]
+        probs = attention.attn_probs[0, head].detach()
         probs = probs[self.prefix :].mean(dim=0) if self.row is None else probs[self.row]
         return probs[self.prefix :].unflatten(0, self.grids[attention.name])
 
@@ -156,7 +156,7 @@ def draw_tokens(
     width, height = (max(CELL, ROOM * min(len(names), LABELS)) for names in (keys, queries))
 
     def cell(axes: Axes, model: str, attention: AttentionMap, head: int) -> None:
-        probs = attention.attn_probs[0, head].float().cpu()
+        probs = attention.attn_probs[0, head].detach().float().cpu()
         axes.imshow(probs, vmax=1, **MAP)
         label(axes.xaxis, keys)
         label(axes.yaxis, queries)
@@ -218,7 +218,7 @@ def draw_series(models: Models, series: np.ndarray, layers: int, heads: int) -> 
     """Probabilities between the steps of a series, (channels, steps), drawn above each map."""
 
     def cell(axes: Axes, model: str, attention: AttentionMap, head: int) -> None:
-        probs = attention.attn_probs[0, head].float().cpu()
+        probs = attention.attn_probs[0, head].detach().float().cpu()
         axes.imshow(probs, **MAP)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(4, integer=True))

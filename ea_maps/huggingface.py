@@ -85,7 +85,8 @@ def encode(checkpoint: Checkpoint, text: str, target: bool = False) -> Tensor:
     model, tokenizer = checkpoint
     texts = {"text_target" if target else "text": text}
     tokens = tokenizer(**texts, return_tensors="pt").input_ids
-    special = torch.tensor(sorted({*tokenizer.all_special_ids, tokenizer.unk_token_id}))
+    unknown = [] if tokenizer.unk_token_id is None else [tokenizer.unk_token_id]
+    special = torch.tensor([*tokenizer.all_special_ids, *unknown], dtype=torch.long)
     if torch.isin(tokens, special).all():
         raise ValueError(f"the tokenizer knows none of the words of {text!r}")
     most = most_tokens(model.config)

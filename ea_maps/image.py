@@ -47,7 +47,7 @@ def load(name: str, checkpoint: str = "", **options: Any) -> nn.Module:
     if options.get("in_chans", 3) != 3:
         raise ValueError(f"in_chans must be 3, for colour images, got {options['in_chans']}")
     if plain:
-        options |= {"alpha": 0.0, "beta": 0.0}
+        options |= {"alpha": 0.0, "beta": 0.0, "learnable": False}
     try:
         model = timm.create_model(evolving, checkpoint_path=checkpoint, **options).eval()
     except Exception as error:  # timm, torch or the file may raise anything
@@ -166,7 +166,8 @@ def look(
     with ExitStack() as hooks, torch.no_grad(), collect_maps(model) as maps:
         for name, module in pixels.items():  # the projection's input has been pooled
             hooks.enter_context(module.kqv.register_forward_pre_hook(grid_keeper(grids, name)))
-        model(transformed.unsqueeze(0))
+        first = next(model.parameters())
+        model(transformed.unsqueeze(0).to(first.device, first.dtype))
     prefix, row = 0, None
     covers = tuple(transformed.shape[-2:])
     if isinstance(model, EvolvingVisionTransformer):

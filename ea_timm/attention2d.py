@@ -28,7 +28,11 @@ class RelativeLogits2d(nn.Module):
     Attributes:
         r_height, r_width: (2 * height - 1, head_dim) and (2 * width - 1, head_dim); the row in
             the middle is that of distance 0, the first one of the key farthest above or left.
+        keeps_size: when weights are loaded, resize their tables to the size of the model's; without
+            it, the model's take the size of those in the file.
     """
+
+    keeps_size = True
 
     def __init__(
         self,
@@ -60,11 +64,14 @@ class RelativeLogits2d(nn.Module):
         return (of_rows + of_columns).flatten(3)
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
-        """Resizes tables of another size."""
+        """Loads tables of another size, too."""
         for name, table in (("r_height", self.r_height), ("r_width", self.r_width)):
             given = state_dict.get(f"{prefix}{name}")
             if given is not None and given.shape[1:] == table.shape[1:]:
-                state_dict[f"{prefix}{name}"] = resize_table(given, table.shape[0])
+                if self.keeps_size:
+                    state_dict[f"{prefix}{name}"] = resize_table(given, table.shape[0])
+                else:  # the parameter stays the same object: an optimiser may hold it already
+                    table.data = table.new_empty(given.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -39,7 +39,9 @@ def build_evolving(
     if feature_cls == "getter":
         feature_cls = EvolvingFeatures
     feature_cfg = dict(out_indices=out_indices, feature_cls=feature_cls)
-    return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    model = build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    model.pretrained_cfg["architecture"] = variant  # it may be that of a plain model
+    return model
 
 
 def entrypoint(

@@ -65,6 +65,7 @@ def masks_of(attn_logits: Tensor, attn_mask: Optional[Tensor], is_causal: bool) 
     empty = (bias == float("-inf")).all(dim=-1, keepdim=True)
     hidden = bias <= -1e4
     absent = hidden | hidden.all(dim=-2, keepdim=True).transpose(-2, -1)
+    bias = bias.to(attn_logits.dtype)  # as fused attention does under half precision
     return Masks(bias.masked_fill(empty, 0.0), empty, absent, window)
 
 

@@ -134,7 +134,8 @@ class EvolvingResNet(ResNet, EvolvingModel):
     Args:
         layers: blocks of each stage.
         block: EvolvingBottleneck, EvolvingBasicBlock or a subclass.
-        img_size: of the tables of relative positions, which are resized for other sizes.
+        img_size: of the tables of relative positions, which are resized for other sizes; None
+            means that of the loaded weights, else 224.
         alpha: weight of the previous map, in [0, 1]; None means that of the loaded weights,
             else 0.5.
         beta: weight of the convolution over the map, in [0, 1]; None likewise, else 1.0.
@@ -155,7 +156,7 @@ class EvolvingResNet(ResNet, EvolvingModel):
         layers: Tuple[int, ...],
         *,
         block: Type[Union[EvolvingBasicBlock, EvolvingBottleneck]] = EvolvingBottleneck,
-        img_size: Union[int, Tuple[int, int]] = 224,
+        img_size: Optional[Union[int, Tuple[int, int]]] = None,
         alpha: Optional[float] = None,
         beta: Optional[float] = None,
         kernel_size: Optional[int] = None,
@@ -170,7 +171,7 @@ class EvolvingResNet(ResNet, EvolvingModel):
         options = complete_options(alpha, beta, kernel_size, learnable)
         evolution = partial(AttentionEvolution, num_heads, **options, **factory)
         evolution()  # finds bad options before a network is created
-        size = to_2tuple(img_size)
+        size = to_2tuple(224 if img_size is None else img_size)
         if len(size) != 2 or not all(is_a(Integral, side) and side > 0 for side in size):
             raise ValueError(
                 "img_size must be one or two positive whole numbers (height, width), "
@@ -198,6 +199,7 @@ class EvolvingResNet(ResNet, EvolvingModel):
                     attn_drop=attn_drop_rate,
                     evolution=evolution() if map_reduction == prev_reduction else None,
                 )
+                augmented.attn.position.keeps_size = img_size is not None
                 setattr(part, name, augmented)
                 reduction, prev_reduction = info["reduction"], map_reduction
             setattr(self, info["module"], EvolvingStage(*stage))
@@ -214,12 +216,22 @@ class EvolvingResNet(ResNet, EvolvingModel):
                 module.attn.reset_parameters()
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
-        """Also loads a plain ResNet's weights; augmented convolutions take the first channels."""
+        """Also loads a plain ResNet's weights; augmented convolutions take the first channels.
+
+        Raises:
+            ValueError: the convolutions have groups, whose first channels are not such a part.
+        """
         for name, module in self.named_modules(prefix=prefix.rstrip(".")):
             weight = state_dict.get(f"{name}.weight")
             if isinstance(module, AugmentedConv2d) and weight is not None:
                 channels = module.conv.out_channels
                 if weight.shape[0] == channels + module.attn.value_channels:
+                    if module.conv.groups > 1:
+                        raise ValueError(
+                            f"{name} has {module.conv.groups} groups (cardinality of the model), "
+                            "and a plain convolution with groups has no part for it: load the "
+                            "weights of an augmented network, or make one with cardinality=1"
+                        )
                     del state_dict[f"{name}.weight"]
                     state_dict[f"{name}.conv.weight"] = weight[:channels]
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -164,11 +164,13 @@ def whole_or_not_at_all(
         within: folder for the unfinished output, on the same file system; default: that of `path`.
 
     Raises:
-        OSError: `path` exists when the output is finished.
+        OSError: `path` exists when the output is finished; or its folder does not exist.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         yield path  # a device or a pipe
         return
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     if path.is_file() and overwrite:
         path = path.resolve()  # replaces the file that a link points to, not the link
     with tempfile.TemporaryDirectory(prefix=PART, dir=within or path.parent) as folder:

@@ -54,9 +54,9 @@ class StartsFromPlainWeights(nn.Module):
             alpha, beta = (shortest_number(state_dict[name]) for name in names)
             trained = f"alpha={alpha}, beta={beta}"
         raise RuntimeError(
-            f"the checkpoint was trained with {trained} (it has {part}), but this "
-            f"{type(self).__name__} was made with alpha=0.0, beta=0.0: make it with the "
-            "checkpoint's alpha and beta"
+            f"the checkpoint was trained with {trained} (it has {part}), but in this "
+            f"{type(self).__name__} no map evolves: make it with the checkpoint's alpha and beta, "
+            "and with more than one layer"
         )
 
     def with_fresh_parts(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:

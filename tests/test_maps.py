@@ -403,6 +403,25 @@ def test_an_image_gets_the_size_that_the_model_was_made_for(name, size):
     assert look.image.shape == ((*size, 3) if size == (32, 64) else (size, size, 3))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_any_dtype_looks_at_an_image(dtype):
+    look = images.look(vit().to(dtype), Image.new("L", (50, 40), 200))
+    assert {attention.attn_probs.dtype for attention in look.maps} == {dtype}
+
+
+def test_figures_of_maps_with_gradients():
+    probs = probabilities(1, 2, 3, 3).requires_grad_()
+    maps = {"": [AttentionMap("0", probs, probs)]}
+    view.TokenView(maps, ["a", "b", "c"], ["a", "b", "c"]).figure()
+    view.SeriesView(maps, np.zeros((1, 3))).figure()
+
+
+def test_a_plain_model_learns_no_mixing():
+    """In a comparison it gets the options of the first model."""
+    model = images.load("vit_tiny_patch16_224", **SMALL, learnable=True)
+    assert not [name for name, _ in model.named_parameters() if ".evolution." in name]
+
+
 def test_a_model_in_training_is_named():
     with pytest.raises(ValueError, match="must be in evaluation mode: call model.eval"):
         images.look(vit().train(), Image.new("L", (50, 40), 200))

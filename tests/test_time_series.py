@@ -948,15 +948,15 @@ def test_large_maps_are_named_and_their_gradients_computed_in_parts(monkeypatch)
     )
     map_bytes = 4 * 2 * 9**2 * 2 * 2  # float32, heads, cells, layers in each of two blocks
     monkeypatch.setattr("ea_aeon.estimators.LARGE_MAPS", 5 * map_bytes)
-    with pytest.warns(ResourceWarning, match="maps of 12 series of 9 steps .* 5 at a time"):
+    with pytest.warns(UserWarning, match="maps of 12 series of 9 steps .* 5 at a time"):
         fitted()
     assert set(sizes) == {5, 2}
     sizes.clear()
-    with pytest.warns(ResourceWarning, match="maps of 6 series of 9 steps"):
+    with pytest.warns(UserWarning, match="maps of 6 series of 9 steps"):
         fitted(micro_batch_size=6)
     assert set(sizes) == {6}
     with warnings.catch_warnings():
-        warnings.simplefilter("error", ResourceWarning)
+        warnings.filterwarnings("error", ".*attention maps of")
         fitted(micro_batch_size=5)
         fitted(attention_dim=0)
 
@@ -1022,6 +1022,18 @@ def test_options_set_after_fit_do_not_change_what_was_fitted(tmp_path):
     loaded = EADCTransformerClassifier.load(tmp_path / "classifier.pt", device="cpu")
     np.testing.assert_allclose(loaded.predict_proba(X), expected, atol=1e-6)
     assert loaded.get_params() == classifier.get_params()
+
+
+def test_a_save_that_fails_leaves_the_file_before(tmp_path, monkeypatch):
+    path = tmp_path / "classifier.pt"
+    classifier = fitted()
+    classifier.save(path)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", lambda content, file: Path(file).write_text("a part") / 0)
+        with pytest.raises(ZeroDivisionError):
+            classifier.save(path)
+    assert path.read_bytes() == before and [x.name for x in tmp_path.iterdir()] == [path.name]
 
 
 def test_what_load_would_refuse_is_not_saved(tmp_path):

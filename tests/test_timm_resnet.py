@@ -259,6 +259,25 @@ def test_other_sizes(size):
     assert heights == {2 * -(-size[0] // 16) - 1, 2 * -(-size[0] // 32) - 1}
 
 
+def test_tables_take_the_size_of_those_in_the_file():
+    """Of a model that was created without img_size: nothing is resized, so nothing is lost."""
+    trained = create(img_size=160)
+    loaded = timm.create_model("ea_resnet50", layers=(1, 2, 2, 2), num_classes=7).eval()
+    table = attentions(loaded)[0].position.r_height
+    loaded.load_state_dict(trained.state_dict())
+    assert attentions(loaded)[0].position.r_height is table
+    for size in (160, 96):
+        assert torch.equal(loaded(images(1, size, size)), trained(images(1, size, size)))
+
+
+def test_plain_filters_in_groups_are_an_error():
+    """Their first channels read other input channels than in the augmented convolution."""
+    options = {"cardinality": 32, "base_width": 4}
+    with pytest.raises(ValueError, match="layer2.0.conv2 has 32 groups .* with cardinality=1"):
+        create(**options).load_state_dict(create("resnet50", **options).state_dict())
+    create(seed=1, **options).load_state_dict(create(**options).state_dict())
+
+
 def test_resized_tables_keep_direction_and_centre():
     table = torch.linspace(-1, 1, 13)[:, None].repeat(1, 2)
     for length in (1, 3, 27):
@@ -437,10 +456,14 @@ def test_a_checkpoint_that_does_not_fit_is_refused():
 
 
 def test_saved_for_the_hub_and_read_back(tmp_path):
-    model = timm.create_model("ea_resnet50", layers=(1, 1, 1, 1), alpha=0.2, img_size=96).eval()
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
-    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert torch.equal(again(images()), model(images()))
+    """Also with the configuration of a plain model, as for loading its weights."""
+    plain = timm.get_pretrained_cfg("resnet50.a1_in1k")
+    for number, cfg in enumerate((None, plain)):
+        options = {"layers": (1, 1, 1, 1), "alpha": 0.2, "img_size": 96, "pretrained_cfg": cfg}
+        model = timm.create_model("ea_resnet50", **options).eval()
+        timm.models.save_for_hf(model, tmp_path / str(number), safe_serialization=True)
+        again = timm.create_model(f"local-dir:{tmp_path / str(number)}", pretrained=True).eval()
+        assert torch.equal(again(images()), model(images()))
 
 
 def test_weights_drawn_anew():

@@ -492,6 +492,14 @@ def test_a_mask_of_tokens_alone():
     torch.testing.assert_close(got, expected)
 
 
+def test_a_mask_of_another_dtype():
+    """As timm's fused attention takes it."""
+    mask = torch.zeros(17, 17).masked_fill(torch.eye(17) == 1, -1e9)
+    model = create().bfloat16()
+    expected = model.forward_features(images().bfloat16(), attn_mask=mask.bfloat16())
+    assert torch.equal(model.forward_features(images().bfloat16(), attn_mask=mask), expected)
+
+
 def test_heads_that_do_not_divide():
     with pytest.raises(ValueError, match="num_heads must divide .* 192, got 5"):
         create(num_heads=5)
