@@ -81,9 +81,18 @@ def sentence(args: argparse.Namespace) -> List[View]:
     check_paths(args, parts)
     checkpoints = [checkpoint]
     if args.compare:
-        checkpoints.append(load(args.compare, args.data))
-        if axes != axes_of(checkpoints[1], source, target):
+        other = load(args.compare, args.data)
+        if is_translation(other) != is_translation(checkpoint):
+            raise ValueError(
+                f"--compare: only one of {args.checkpoint} and {args.compare} translates"
+            )
+        try:
+            same = encode(other, args.sentence).equal(source)
+        except ValueError as error:
+            raise ValueError(f"--compare: {args.compare}: {error}") from error
+        if not same or axes != axes_of(other, source, target):
             raise ValueError(f"--compare: {args.compare} has a different dictionary")
+        checkpoints.append(other)
     names = headings(args, *(each.model for each in checkpoints))
     models = {
         name: maps_of(each, source, target) for name, each in zip(names, checkpoints, strict=True)

@@ -47,7 +47,12 @@ def load(path: Path, data: Optional[Path] = None) -> Checkpoint:
     """
     if data is not None:
         raise ValueError("--data is for checkpoints of fairseq, which are files")
-    config = AutoConfig.from_pretrained(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        if Path(path).is_dir():
+            raise
+        raise OSError(f"there is no folder {path}; as a name on the hub: {error}") from error
     host = config.model_type.removeprefix("ea_")
     if host not in MODELS:
         raise ValueError(
@@ -89,6 +94,11 @@ def encode(checkpoint: Checkpoint, text: str, target: bool = False) -> Tensor:
     special = torch.tensor([*tokenizer.all_special_ids, *unknown], dtype=torch.long)
     if torch.isin(tokens, special).all():
         raise ValueError(f"the tokenizer knows none of the words of {text!r}")
+    if tokens.max() >= model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has more words than the model, whose vocab_size is "
+            f"{model.config.vocab_size}"
+        )
     most = most_tokens(model.config)
     if most is not None and tokens.size(1) > most:
         raise ValueError(

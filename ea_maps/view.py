@@ -127,12 +127,17 @@ class ImageView(View):
         return draw.draw_image(looks, layers, heads)
 
     def labels(self) -> Dict[str, Sequence[Any]]:
-        first = next(iter(self.maps.values()))[0]
-        tokens = list(range(first.attn_probs.size(-1)))
+        name, maps = next(iter(self.maps.items()))
+        places = maps[0].attn_probs.size(-1) - self.looks[name].prefix
+        tokens = list(range(self.most_special() + places))
         return {"queries": tokens, "keys": tokens}
 
+    def most_special(self) -> int:
+        """Tokens before the image, in the model that has most of them."""
+        return max(look.prefix for look in self.looks.values())
+
     def about(self) -> Dict[str, Any]:
-        prefix = max(look.prefix for look in self.looks.values())
+        prefix = self.most_special()
         first = next(iter(self.looks.values()))
         names = ["class token", *(f"token {i} before the image" for i in range(2, prefix + 1))]
         return {"special": names[:prefix], "start": "mean" if first.row is None else first.row}

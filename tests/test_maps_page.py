@@ -208,6 +208,40 @@ def test_an_image_beside_a_plain_model(tmp_path, show, picture, capsys):  # noqa
     page.wait_for_function("document.querySelector('.top').textContent.startsWith('The whole')")
 
 
+def test_an_image_beside_a_model_with_more_special_tokens(tmp_path, show, picture):  # noqa: F811
+    out = tmp_path / "maps.html"
+    run(
+        "image",
+        "ea_vit_tiny",
+        picture,
+        *OPTIONS,
+        "--compare",
+        "ea_deit_tiny_distilled",
+        "--out",
+        out,
+    )
+    page = show(out)
+    page.wait_for_function("data.views[0].models.every(model => model.pixels.complete)")
+
+    def wait_for(*starts):
+        for panel, start in enumerate(starts):
+            page.wait_for_function(
+                "([i, x]) => document.querySelectorAll('.top')[i].textContent.startsWith(x)",
+                arg=[panel, start],
+            )
+
+    wait_for("The class token looks at", "The class token looks at")
+    page.get_by_text("token 2 before the image", exact=True).click()
+    wait_for("The whole image looks at", "The token 2 before the image looks at")
+    page.keyboard.press("ArrowRight")
+    wait_for("Row 1, column 1 looks at", "Row 1, column 1 looks at")
+    page.keyboard.press("Shift+ArrowRight")
+    wait_for("Row 2, column 1 looks at", "Row 2, column 1 looks at")
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    wait_for("Row 4, column 4 looks at", "Row 4, column 4 looks at")
+
+
 def test_a_resnet_whose_maps_change_their_size(tmp_path, show, picture):  # noqa: F811
     run("image", "ea_resnet50", picture, "--option", "img_size=64", "--out", tmp_path / "m.html")
     page = show(tmp_path / "m.html")

@@ -94,8 +94,21 @@ def test_misuse_is_an_error(tmp_path):
         transformers.ElectraConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1)
     )
     parts = save(plain("t5", "ForTokenClassification"), tmp_path / "parts")
+    short = save(plain("bert", "Model", max_position_embeddings=8), tmp_path / "short")
+    few = save(plain("bert", "Model", vocab_size=4), tmp_path / "few")
+    t5 = save(plain("t5", "ForConditionalGeneration"), tmp_path / "t5")
+    nameless = save(plain("bert", "Model"), tmp_path / "nameless")
+    settings = nameless / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace('"unk_token": "[UNK]"', '"unk_token": null'))
+    run("sentence", nameless, "w1 w2", "--out", tmp_path / "nameless.html")
+    (tmp_path / "nameless.html").unlink()
     out = ("--out", tmp_path / "maps.png")
     for arguments, message in (
+        ((tmp_path / "nowhere", "w1"), "there is no folder .*nowhere; as a name on the hub"),
+        ((bert, " ".join(["w1"] * 9), "--compare", short), "short: .* takes at most 8 tokens"),
+        ((bert, "w1 w2", "--compare", few), "few: the tokenizer has more words than the model"),
+        ((bert, "w1", "--compare", t5), "only one of .*bert and .*t5 translates"),
+        ((t5, "w1", "--compare", bert), "only one of .*t5 and .*bert translates"),
         ((bert, "x y"), "knows none of the words of 'x y'"),
         ((bert, " ".join(["w1"] * 48)), "takes at most 48 tokens, the sentence has 49"),
         ((bert, "w1", "--target", "w2"), "this model does not translate"),
