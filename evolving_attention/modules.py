@@ -250,7 +250,8 @@ class AttentionEvolution(nn.Module):
     ) -> None:
         """Refuses weights that were trained with another alpha, beta or kernel size.
 
-        A checkpoint without alpha and beta loads too, such as one of version 0.1.0.
+        A checkpoint without alpha and beta loads too, such as one of version 0.1.0; and, to learn
+        both, one with a beta of 0, and thus without a convolution.
         """
         convolves = f"{prefix}weight" in state_dict
         for name, number in zip(("alpha", "beta"), self.mixing, strict=True):
@@ -268,6 +269,10 @@ class AttentionEvolution(nn.Module):
                         "learned"
                     )
                 state_dict[key] = torch.tensor([number])
+        if self.learnable and not convolves and is_zero(state_dict.get(f"{prefix}beta")):
+            # Trained without a convolution: it begins anew, and the learned beta at 0.
+            for name in ("weight", "bias"):
+                state_dict[f"{prefix}{name}"] = getattr(self, name).detach()
         if convolves and self.weight is not None:
             kernel_size = state_dict[f"{prefix}weight"].size(-1)
             if kernel_size != self.kernel_size:
@@ -289,6 +294,11 @@ class AttentionEvolution(nn.Module):
 def is_number(stored: Optional[Tensor]) -> bool:
     """Whether an entry of a checkpoint exists and is one number."""
     return stored is not None and stored.numel() == 1 and not stored.is_meta
+
+
+def is_zero(stored: Optional[Tensor]) -> bool:
+    """Whether an entry of a checkpoint is the number 0."""
+    return stored is not None and is_number(stored) and stored.item() == 0
 
 
 def is_rounded(number: float, stored: Tensor) -> bool:

@@ -97,6 +97,21 @@ def test_learned_numbers():
         evolution(0.3, 0.4).load_state_dict(state)
 
 
+def test_a_model_without_convolution_learns_on():
+    """From its own function, with a convolution that is as it was before loading."""
+    trained, model = evolution(0.3, 0.0), evolution(0.7, 0.6, learnable=True)
+    before = model.weight.detach().clone()
+    model.load_state_dict(through_a_file(trained.state_dict()))
+    assert torch.equal(model.weight, before) and model.weight.requires_grad
+    assert (model.alpha, model.beta) == (torch.tensor(0.3), 0)
+    maps = torch.randn(2, 1, 2, 5, 5)
+    torch.testing.assert_close(model(*maps), trained(*maps))
+    state = evolution(0.3, 0.4).state_dict()
+    del state["weight"], state["bias"]
+    with pytest.raises(RuntimeError, match="Missing key.*weight"):
+        model.load_state_dict(state)
+
+
 def test_numbers_survive_copies_averages_and_to_empty():
     model = evolution(0.1, 0.7)
     averaged = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)

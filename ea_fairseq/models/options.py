@@ -122,14 +122,16 @@ def register_architectures_of(model: str, config: Type[EvolutionConfig]) -> None
 def evolution_of(options: Mapping[str, Any]) -> Dict[str, Any]:
     """The options, among those of a trained model, that say how its maps evolve.
 
-    Options without effect are left out, so that equal results mean equal models. Of a plain model,
-    alpha and beta are 0.
+    Options without effect are left out, so that equal results mean equal models; learned alpha and
+    beta are among the weights. Of a plain model, alpha and beta are 0.
     """
     evolution = {name: value for name, value in options.items() if name.startswith("ea_")}
     learnable = evolution.get("ea_learnable", False)
     if not learnable and not evolution.get("ea_alpha") and not evolution.get("ea_beta"):
         return {"ea_alpha": 0.0, "ea_beta": 0.0}
-    if not learnable and not evolution["ea_beta"]:
+    if learnable:
+        evolution = {k: v for k, v in evolution.items() if k not in ("ea_alpha", "ea_beta")}
+    elif not evolution["ea_beta"]:
         del evolution["ea_kernel_size"]
     if "ea_attentions" in evolution:
         evolution["ea_attentions"] = ",".join(sorted(set(evolution["ea_attentions"].split(","))))
