@@ -1,6 +1,6 @@
 # make demo   train a small translation model and show its results (about ten minutes)
 # make test   run ruff, mypy and the whole test suite
-# make check  the same with only the fast tests, in about a minute
+# make check  the same with only the fast tests, in one to three minutes
 # make format format the code
 # Each creates the environment that it needs in .venv. PYTHON=... chooses the interpreter; by default
 # it is one that fairseq has a wheel for, if there is one that works.
