@@ -180,17 +180,23 @@ class DCTransformerEstimator:
         self.random_state = random_state
         super().__init__()
 
-    @property
-    def chosen_device(self) -> torch.device:
-        """The given device; for "auto" and None, the GPU if there is one."""
+    def choose_device(self) -> torch.device:
+        """The given device; for "auto" and None, the GPU if there is one.
+
+        Raises:
+            ValueError: it is none, or it is not there.
+        """
         automatic = self.device is None or self.device == "auto"
         name = ("cuda" if torch.cuda.is_available() else "cpu") if automatic else self.device
         try:
             device = torch.device(name)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"device must be auto, cpu, cuda, ...; got {name!r}") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {name!r}, but PyTorch finds no GPU; use auto or cpu")
+            torch.zeros(1, device=device).item()
+        except Exception as error:  # each device that is missing raises another error
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"device must be auto, cpu, or another that PyTorch has here (cuda, ...), got "
+                f"{name!r}: {reason}"
+            ) from error
         return device
 
     def check_options(self) -> None:
@@ -289,7 +295,7 @@ class DCTransformerEstimator:
         seed: int,
     ) -> nn.Module:
         """Trains a network and adds its epochs to the history."""
-        data, device = Subset(cases, training), self.chosen_device
+        data, device = Subset(cases, training), self.choose_device()
         held_out = predefined_split(Subset(cases, validation)) if len(validation) else None
         callbacks = [("clipping", GradientNormClipping(self.clip_norm))]
         stopping = EarlyStopping(patience=self.patience, load_best=True, sink=noop)
@@ -339,7 +345,7 @@ class DCTransformerEstimator:
     @torch.no_grad()
     def outputs(self, X: Sequence[np.ndarray]) -> Tensor:
         """The network's outputs for series in aeon's format, (cases, out_features)."""
-        device = self.chosen_device
+        device = self.choose_device()
         network = self.network_.to(device).eval()
         series = self.preparation_(X)
         options = self.network_options_
@@ -380,7 +386,7 @@ class DCTransformerEstimator:
         self._check_is_fitted()
         X = self._preprocess_collection(X, store_metadata=False)
         self._check_shape(X)
-        device = self.chosen_device
+        device = self.choose_device()
         network = member_of(self.network_.to(device).eval(), member)
         batch = pad(self.preparation_(X))
         with torch.no_grad(), collect_maps(network) as maps:
@@ -466,7 +472,7 @@ class DCTransformerEstimator:
 
         Raises:
             ValueError: the file holds no estimator of this class, or one of an earlier version
-                with another network.
+                with another network; or there is no such device.
         """
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -482,6 +488,7 @@ class DCTransformerEstimator:
                 "before its read-out; fit and save it again"
             )
         estimator = cls(**{**saved["options"], "device": device})
+        estimator.choose_device()  # an error here is better than one at the first prediction
         estimator.preparation_ = Preparation(**saved["preparation"])
         estimator.metadata_, estimator.history_ = saved["metadata"], saved["history"]
         estimator.restore_target(saved["target"])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ea_maps.measure import Movement
 from evolving_attention import AttentionMap
+from evolving_attention.checks import check_count
 from evolving_attention.commands import check_output, whole_or_not_at_all
 
 FORMATS = ("png", "svg", "pdf", "html", "npz")
@@ -107,7 +108,12 @@ def draw(
         layers, heads: the largest numbers of layers and heads to draw.
         size: width and height of a cell in inches.
         captions: text below each model's maps.
+
+    Raises:
+        ValueError: `layers` or `heads` is not a whole number of 1 or more.
     """
+    check_count("layers", layers)
+    check_count("heads", heads)
     chosen = {
         name: (spread(len(maps), layers), spread(maps[0].attn_probs.size(1), heads))
         for name, maps in models.items()

@@ -73,7 +73,19 @@ def load(path: Path, data: Optional[Path] = None) -> Checkpoint:
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise ValueError(f"{path} lacks {len(missing)} weights of the model: {missing[0]}, ...")
-    return Checkpoint(model.eval(), AutoTokenizer.from_pretrained(path))
+    return Checkpoint(model.eval(), tokenizer_of(path))
+
+
+def tokenizer_of(path: Path) -> Any:
+    """The tokenizer beside the model; transformers makes an empty one if its files are missing."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    names = tokenizer.vocab_files_names.values()
+    if names and Path(path).is_dir() and not any((Path(path) / name).exists() for name in names):
+        raise FileNotFoundError(
+            f"{path} has none of the tokenizer's files {', '.join(names)}; save it there: "
+            f"AutoTokenizer.from_pretrained(NAME).save_pretrained({str(path)!r})"
+        )
+    return tokenizer
 
 
 def is_translation(checkpoint: Checkpoint) -> bool:

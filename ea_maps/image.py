@@ -109,15 +109,19 @@ def unlimited() -> Iterator[None]:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The image as 8-bit RGB. Pillow itself would clip more than 8 bits to white.
+    """The image as 8-bit RGB, on white where it is transparent.
 
-    Whole numbers are scaled by the smallest usual bit depth that holds them all; fractions are
-    taken to lie in [0, 1] if they do, and otherwise to span from black to white.
+    Pillow itself would clip more than 8 bits to white, and show what transparency hides. Whole
+    numbers are scaled by the smallest usual bit depth that holds them all; fractions are taken to
+    lie in [0, 1] if they do, and otherwise to span from black to white.
 
     Raises:
         ValueError: there are fractions that are not finite.
     """
     if not image.mode.startswith(("I", "F")):
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
         return image.convert("RGB")
     numbers = np.asarray(image).astype(np.float64)
     low, high = numbers.min(), numbers.max()
@@ -149,7 +153,7 @@ def look(
 
     Raises:
         ValueError: the model is not one of ea_timm, or is in training mode, in which a pass would
-            change it.
+            change it, or the image is not one of PIL.
     """
     if not isinstance(model, CLASSIFIERS):
         raise ValueError(
@@ -158,6 +162,11 @@ def look(
         )
     if model.training:
         raise ValueError("model must be in evaluation mode: call model.eval() first")
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"image must be a PIL image, got {type(image).__name__}; ea_maps.image.read reads a "
+            "file, and PIL.Image.fromarray takes an array (height, width, 3) of bytes"
+        )
     size = size_of(model) if size is None else to_2tuple(size)
     config = resolve_data_config({"input_size": (3, *size)}, model=model)
     transformed = create_transform(**config, is_training=False)(as_rgb(image))

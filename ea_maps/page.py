@@ -17,6 +17,7 @@ from ea_maps.draw import spread
 from ea_maps.measure import Movement
 from ea_maps.view import View
 from evolving_attention import AttentionMap
+from evolving_attention.checks import check_count
 
 TEMPLATE = Path(__file__).with_name("page.html")
 LIMIT = 4_000_000  # bytes of all maps in a page, compressed
@@ -146,7 +147,13 @@ def as_page(
         title: the heading.
         most_layers, most_heads: to hold at most; None means all that fit.
         movements: of each view, by model; None means those of its own maps.
+
+    Raises:
+        ValueError: `most_layers` or `most_heads` is not a whole number of 1 or more.
     """
+    for name, most in (("most_layers", most_layers), ("most_heads", most_heads)):
+        if most is not None:
+            check_count(name, most)
     movements = [view.movement() for view in views] if movements is None else movements
     limit = LIMIT // len(views)
     found = [
@@ -155,9 +162,9 @@ def as_page(
     ]
     text = json.dumps({"title": title, "views": found}, ensure_ascii=False, allow_nan=False)
     text = text.replace("<", "\\u003c")  # nothing may end the script element
-    template = TEMPLATE.read_text(encoding="utf-8")
-    template = template.replace("<title></title>", f"<title>{html.escape(title)}</title>", 1)
-    return Page(template.replace("/*DATA*/", text, 1))
+    head, script = TEMPLATE.read_text(encoding="utf-8").split("/*DATA*/")
+    head = head.replace("<title></title>", f"<title>{html.escape(title)}</title>", 1)
+    return Page(head + text + script)
 
 
 def arrays(views: Sequence[View]) -> Dict[str, np.ndarray]:

@@ -46,9 +46,18 @@ class View:
     part: Optional[str] = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Raises ValueError if a map is not finite."""
+        """Raises ValueError if there is no map, or one is of several inputs or not finite."""
         for name, maps in self.maps.items():
+            if not maps:
+                raise ValueError(f"{name}: there must be maps, but the list is empty")
             for number, attention in enumerate(maps, 1):
+                batch = attention.attn_probs.size(0)
+                if batch != 1:
+                    raise ValueError(
+                        f"{name}: the maps must be of one sentence, image or series, (1, heads, "
+                        f"queries, keys), but that of layer {number} is of {batch}; run the model "
+                        "on one"
+                    )
                 if not attention.attn_probs.isfinite().all():
                     raise ValueError(
                         f"{name}: the map of layer {number} must be finite, but holds NaN; "
@@ -56,7 +65,11 @@ class View:
                     )
 
     def figure(self, layers: int = MOST_LAYERS, heads: int = MOST_HEADS) -> Figure:
-        """A picture of at most so many layers and heads, evenly spaced."""
+        """A picture of at most so many layers and heads, evenly spaced.
+
+        Raises:
+            ValueError: these are not whole numbers of 1 or more.
+        """
         raise NotImplementedError
 
     def labels(self) -> Dict[str, Sequence[Any]]:

@@ -28,6 +28,7 @@ from ea_maps import __main__ as command_line
 from ea_maps import draw, measure, view
 from ea_maps import image as images
 from ea_maps import sentence as sentences_
+from ea_maps.page import as_page
 from evolving_attention import AttentionMap, collect_maps
 
 SMALL = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 24, "num_heads": 3}
@@ -451,6 +452,52 @@ def test_names_of_tokens_and_values_of_maps_are_checked():
     maps[1].attn_probs[0, 0, 3] = float("nan")
     with pytest.raises(ValueError, match="ours: the map of layer 2 must be finite, but holds NaN"):
         view.TokenView({"ours": maps}, names, names)
+
+
+def test_maps_of_several_sentences_or_of_none_are_named():
+    with torch.no_grad(), collect_maps(model := vit()) as maps:
+        model(pixels(2, 3, 32, 32))
+    names = [str(number) for number in range(17)]
+    with pytest.raises(ValueError, match="of one sentence, image or series, .* layer 1 is of 2;"):
+        view.TokenView({"ours": maps}, names, names)
+    with pytest.raises(ValueError, match="ours: there must be maps, but the list is empty"):
+        view.TokenView({"ours": []}, names, names)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, "2", True])
+def test_numbers_of_layers_and_heads_are_checked(number):
+    found = view.ImageView.of({"ours": images.look(vit(), Image.new("L", (50, 40), 200))})
+    message = f"must be a whole number of 1 or more, got {number!r}"
+    for name in ("layers", "heads"):
+        with pytest.raises(ValueError, match=f"^{name} {message}"):
+            found.figure(**{name: number})
+        with pytest.raises(ValueError, match=f"^most_{name} {message}"):
+            as_page([found], **{f"most_{name}": number})
+
+
+def test_an_array_in_place_of_an_image_is_named():
+    with pytest.raises(ValueError, match="image must be a PIL image, got ndarray; .*fromarray"):
+        images.look(vit(), np.zeros((32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB"])
+def test_what_is_transparent_is_white(tmp_path, mode):
+    """As in a viewer, whatever the file hides there."""
+    options = {}
+    if mode in ("P", "RGB"):
+        picture = Image.new(mode, (20, 20), 0)
+        options["transparency"] = 0 if mode == "P" else (0, 0, 0)
+        picture.paste(1 if mode == "P" else (1, 1, 1), (0, 0, 10, 20))
+    else:
+        picture = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+        picture.paste((0, 0, 0, 255), (0, 0, 10, 20))
+        picture = picture.convert("LA") if mode == "LA" else picture
+        picture = picture.quantize() if mode == "PA" else picture
+    path = tmp_path / "cut_out.png"
+    picture.save(path, **options)
+    found = images.read(path)
+    assert found.getpixel((15, 5)) == (255, 255, 255)
+    assert max(found.getpixel((5, 5))) <= 1
 
 
 DEPTHS = {

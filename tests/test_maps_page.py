@@ -1,5 +1,7 @@
 """The interactive page: in a real browser, with no network, at several sizes; and the arrays."""
 
+import html
+import json
 import os
 import shutil
 import zlib
@@ -285,6 +287,15 @@ def test_a_long_sentence_in_a_deep_model_stays_usable(tmp_path, show):
             arg=node,
         )
     assert page.locator("#queries .chosen").text_content() == "word231"
+
+
+def test_a_title_and_tokens_that_look_like_the_template():
+    odd = "/*DATA*/</script><title></title>&amp;"
+    page = pages.as_page([TokenView({"mine": maps(1, 1, 2, 2)}, [odd, "b"], [odd, "b"])], odd)
+    assert page.count(f"<title>{html.escape(odd)}</title>") == 1
+    data = page.partition('type="application/json">')[2].partition("</script>")[0]
+    assert json.loads(data)["title"] == odd
+    assert json.loads(data)["views"][0]["keys"] == [odd, "b"]
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (3, 2), (4, 7), (50, 50)])

@@ -122,3 +122,9 @@ def test_misuse_is_an_error(tmp_path):
         with pytest.raises(SystemExit, match=message):
             run("sentence", *arguments, *out)
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    evolving("bert", "Model").save_pretrained(tmp_path / "ours")
+    with pytest.raises(SystemExit, match=r"ours has none of the tokenizer's files .*; save it"):
+        run("sentence", tmp_path / "ours", "w1 w2", "--out", tmp_path / "maps.png")

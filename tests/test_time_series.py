@@ -699,6 +699,10 @@ def test_the_table_of_the_example(tmp_path):
             ["--option", "kernel_size=a", "--", "Bumps"],
             "kernel_size must be a whole number of 1 or more, got 'a'",
         ),
+        (
+            ["--option", "class_weight=balanced", "--", "Bumps", "Heights"],
+            "--option class_weight: Heights is a regression, which has no classes",
+        ),
     ):
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (1, "") and message in done.stderr
@@ -797,8 +801,10 @@ def test_unusual_series(estimator, make):
         ({"n_epochs": True}, "n_epochs must be a whole number of 1 or more, got True"),
         ({"verbose": "yes"}, "verbose must be True, False or a number, got 'yes'"),
         ({"weight_decay": -1}, "weight_decay must be 0 or more, got -1"),
-        ({"device": 3.5}, "device must be auto, cpu, cuda, ...; got 3.5"),
-        ({"device": "gpu"}, "device must be auto, cpu, cuda, ...; got 'gpu'"),
+        ({"device": 3.5}, "device must be auto, cpu, or another that PyTorch has here (cuda, ...)"),
+        ({"device": "gpu"}, "(cuda, ...), got 'gpu': Expected one of cpu, cuda"),
+        ({"device": "meta"}, "(cuda, ...), got 'meta': "),
+        ({"device": "xpu:9"}, "(cuda, ...), got 'xpu:9': "),
         ({"lr": 1e30, "validation_fraction": 0}, "training diverged"),
     ],
 )
@@ -1022,6 +1028,13 @@ def test_options_set_after_fit_do_not_change_what_was_fitted(tmp_path):
     loaded = EADCTransformerClassifier.load(tmp_path / "classifier.pt", device="cpu")
     np.testing.assert_allclose(loaded.predict_proba(X), expected, atol=1e-6)
     assert loaded.get_params() == classifier.get_params()
+
+
+def test_loading_to_a_device_that_is_missing(tmp_path):
+    fitted().save(tmp_path / "classifier.pt")
+    for name in ("gpu", "meta", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device must be .*, got '{name}': "):
+            EADCTransformerClassifier.load(tmp_path / "classifier.pt", device=name)
 
 
 def test_a_save_that_fails_leaves_the_file_before(tmp_path, monkeypatch):

@@ -143,6 +143,8 @@ def jobs_of(args: argparse.Namespace, options: Dict) -> Dict[Hashable, Callable[
     jobs: Dict[Hashable, Callable[[], Record]] = {}
     for name in args.names:
         splits = [read_series(name, split, args.folder) for split in ("train", "test")]
+        if splits[0].is_regression and "class_weight" in options:
+            raise DataError(f"--option class_weight: {name} is a regression, which has no classes")
         for seed in args.seeds:
             for method in args.methods:
                 if method in PEERS and not PEERS[method].has_seed and seed != args.seeds[0]:
