@@ -14,7 +14,7 @@ from timm.models._input import update_model_args
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from ea_timm.attention2d import AugmentedConv2d
+from ea_timm.attention2d import AugmentedConv2d, RelativeLogits2d
 from ea_timm.builder import entrypoint
 from ea_timm.evolved import Evolved, HandsMapOn, check_features, run_block
 from ea_timm.model import EvolvingModel, check_class, complete_options
@@ -145,6 +145,9 @@ class EvolvingResNet(ResNet, EvolvingModel):
         attn_drop_rate: dropout of the attention probabilities.
         kwargs: as in timm.
 
+    Attributes:
+        img_size: (height, width) of the images that the tables of relative positions are for.
+
     Raises:
         ValueError: an argument is out of range, or the channels are not divisible.
     """
@@ -221,6 +224,7 @@ class EvolvingResNet(ResNet, EvolvingModel):
         Raises:
             ValueError: the convolutions have groups, whose first channels are not such a part.
         """
+        self.adopt_img_size(state_dict, prefix)
         for name, module in self.named_modules(prefix=prefix.rstrip(".")):
             weight = state_dict.get(f"{name}.weight")
             if isinstance(module, AugmentedConv2d) and weight is not None:
@@ -235,6 +239,21 @@ class EvolvingResNet(ResNet, EvolvingModel):
                     del state_dict[f"{name}.weight"]
                     state_dict[f"{name}.conv.weight"] = weight[:channels]
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def adopt_img_size(self, state_dict: Dict[str, Tensor], prefix: str) -> None:
+        """Records the image size of tables that will replace the model's, see RelativeLogits2d."""
+        modules = self.named_modules(prefix=prefix.rstrip("."))
+        tables = [(name, x) for name, x in modules if isinstance(x, RelativeLogits2d)]
+        if not tables or tables[0][1].keeps_size:
+            return
+        name, own = tables[0]
+        given = [state_dict.get(f"{name}.{axis}") for axis in ("r_height", "r_width")]
+        self.img_size = tuple(
+            size if new is None else size * (len(new) + 1) // (len(old) + 1)
+            for size, old, new in zip(
+                self.img_size, (own.r_height, own.r_width), given, strict=True
+            )
+        )
 
     def stem(self, x: Tensor) -> Tensor:
         """Images (batch, channels, height, width) -> the features before the pooling."""

@@ -248,7 +248,7 @@ class AttentionEvolution(nn.Module):
         unexpected_keys: List[str],
         error_msgs: List[str],
     ) -> None:
-        """Refuses weights that were trained with another alpha, beta or kernel size.
+        """Refuses weights of another alpha, beta, number of heads or kernel size.
 
         A checkpoint without alpha and beta loads too, such as one of version 0.1.0; and, to learn
         both, one with a beta of 0, and thus without a convolution.
@@ -274,12 +274,16 @@ class AttentionEvolution(nn.Module):
             for name in ("weight", "bias"):
                 state_dict[f"{prefix}{name}"] = getattr(self, name).detach()
         if convolves and self.weight is not None:
-            kernel_size = state_dict[f"{prefix}weight"].size(-1)
-            if kernel_size != self.kernel_size:
-                error_msgs.append(
-                    f"{prefix}weight was trained with kernel_size={kernel_size}, but this model "
-                    f"was made with kernel_size={self.kernel_size}"
-                )
+            heads, *_, kernel_size = state_dict[f"{prefix}weight"].shape
+            for name, own, given in (
+                ("num_heads", self.num_heads, heads),
+                ("kernel_size", self.kernel_size, kernel_size),
+            ):
+                if given != own:
+                    error_msgs.append(
+                        f"{prefix}weight was trained with {name}={given}, but this model was made "
+                        f"with {name}={own}"
+                    )
         super()._load_from_state_dict(
             state_dict,
             prefix,

@@ -299,6 +299,7 @@ def test_sizes(masked_lm, arch, layers, width, ffn, heads):
         ({"ea_alpha": 1.5}, "--ea-alpha must lie in .0, 1., got 1.5"),
         ({"ea_beta": -0.1}, "--ea-beta must lie in .0, 1., got -0.1"),
         ({"ea_kernel_size": 4}, "--ea-kernel-size must be odd"),
+        ({"ea_learnable": 1}, "--ea-learnable must be True or False, got 1"),
         ({"ea_attentions": "encoder"}, "no such option: ea_attentions; there are ea_alpha"),
         ({"encoder_layers": 1}, "fewer than two layers.*encoder: 1"),
         ({"encoder_attention_heads": 5}, "--encoder-attention-heads must be positive and divide"),

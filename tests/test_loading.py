@@ -206,6 +206,12 @@ def test_options_that_were_given_are_not_adopted():
         model.load_state_dict(Stack(kernel_size=5).state_dict())
 
 
+def test_another_number_of_heads_is_named():
+    message = r"weight was trained with num_heads=2, but this model was made with num_heads=4"
+    with pytest.raises(RuntimeError, match=message):
+        AttentionEvolution(4, 0.5, 1.0).load_state_dict(evolution().state_dict())
+
+
 @pytest.mark.parametrize("number", [0.1, 0.25, 1 / 3, 0.123456789, 0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_shortest_number(number, dtype):

@@ -266,8 +266,11 @@ def test_tables_take_the_size_of_those_in_the_file():
     table = attentions(loaded)[0].position.r_height
     loaded.load_state_dict(trained.state_dict())
     assert attentions(loaded)[0].position.r_height is table
+    assert loaded.img_size == trained.img_size == (160, 160)
     for size in (160, 96):
         assert torch.equal(loaded(images(1, size, size)), trained(images(1, size, size)))
+    loaded.load_state_dict(create(img_size=(64, 96)).state_dict())
+    assert loaded.img_size == (64, 96)
 
 
 def test_plain_filters_in_groups_are_an_error():

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf, open_dict
 from torch import nn
 
 from ea_fairseq.models.options import (
+    ATTENTIONS,
     EvolutionConfig,
     check_evolution,
     check_heads,
@@ -24,7 +25,6 @@ from ea_fairseq.models.options import (
 from ea_fairseq.modules import EvolvingTransformerDecoder, EvolvingTransformerEncoder
 from evolving_attention.loading import StartsFromPlainWeights
 
-ATTENTIONS = ("encoder", "decoder", "cross")
 # Options that fairseq completes when it builds a model, and then saves in checkpoints.
 COMPLETED = (
     "max_source_positions",
@@ -53,12 +53,6 @@ class EATransformerConfig(TransformerEvolutionConfig, TransformerConfig):
 def check_config(cfg: EATransformerConfig) -> None:
     """Raises ValueError, naming the option, if the model cannot be built or cannot evolve."""
     check_evolution(cfg)
-    unknown = set(cfg.ea_attentions.split(",")) - set(ATTENTIONS)
-    if unknown:
-        raise ValueError(
-            f"--ea-attentions must be a comma-separated choice of {', '.join(ATTENTIONS)}, "
-            f"got {cfg.ea_attentions!r}"
-        )
     for side, part in (("encoder", cfg.encoder), ("decoder", cfg.decoder)):
         check_heads(side, part.attention_heads, part.embed_dim)
         if part.xformers_att_config:

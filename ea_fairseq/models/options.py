@@ -14,8 +14,9 @@ from fairseq.models import (
 from fairseq.utils import safe_hasattr
 from omegaconf import DictConfig
 
-from evolving_attention.checks import check_options
+from evolving_attention.checks import check_flag, check_options
 
+ATTENTIONS = ("encoder", "decoder", "cross")
 logger = logging.getLogger(__name__)
 
 
@@ -47,12 +48,19 @@ def check_names(args: Union[Namespace, DictConfig], config: Type[EvolutionConfig
         raise ValueError(f"no such option: {', '.join(unknown)}; there are {', '.join(known)}")
 
 
-def check_evolution(cfg: EvolutionConfig) -> None:
-    """Raises ValueError, naming the option, for a value out of range."""
+def check_evolution(cfg: Union[EvolutionConfig, Namespace, DictConfig]) -> None:
+    """Raises ValueError, naming the option, for a value out of range or of a wrong type."""
     try:
         check_options(cfg.ea_alpha, cfg.ea_beta, cfg.ea_kernel_size)
+        check_flag("learnable", cfg.ea_learnable)
     except ValueError as error:
         raise ValueError(f"--ea-{str(error).replace('_', '-', 1)}") from None
+    named = getattr(cfg, "ea_attentions", "encoder")
+    if not isinstance(named, str) or set(named.split(",")) - set(ATTENTIONS):
+        raise ValueError(
+            f"--ea-attentions must be a comma-separated choice of {', '.join(ATTENTIONS)}, "
+            f"got {named!r}"
+        )
 
 
 def check_heads(side: str, heads: int, embed_dim: int) -> None:
@@ -100,6 +108,7 @@ def register_architecture(
         for option in fields(config):
             if option.name.startswith("ea_"):
                 setattr(args, option.name, getattr(args, option.name, option.default))
+        check_evolution(args)
         sizes(args)
         message = without_effect(args)
         if message and safe_hasattr(args, "_name"):
