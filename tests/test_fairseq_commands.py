@@ -177,6 +177,10 @@ def test_interactive_and_from_pretrained(data, trained):
     )
     translated = hub.translate(sources, beam=4, max_len_b=10)
     assert interactive == translated == [hypothesis for _, hypothesis in sorted(hypotheses)]
+    (model,) = hub.models
+    source = hub.encode(sources[0])[None]
+    batch = [source, torch.tensor([source.size(1)]), source]
+    torch.testing.assert_close(torch.jit.script(model)(*batch)[0], model(*batch)[0])
 
 
 def test_validate(data, trained):

@@ -141,6 +141,10 @@ class EvolvingTransformerDecoderLayer(TransformerDecoderLayerBase):
             encoder_decoder_attention=True,
         )
 
+    def make_generation_fast_(self, need_attn: Optional[bool] = False, **kwargs: Any) -> None:
+        """As in fairseq, whose hub interface gives None, with which TorchScript fails."""
+        super().make_generation_fast_(need_attn=bool(need_attn), **kwargs)
+
     def forward(
         self,
         x: Tensor,
