@@ -119,7 +119,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         ValueError: there are fractions that are not finite.
     """
     if not image.mode.startswith(("I", "F")):
-        if image.has_transparency_data:
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image.convert("RGBA"))
         return image.convert("RGB")
