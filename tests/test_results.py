@@ -230,6 +230,9 @@ def test_convolutions_that_copy_their_input(window, kernel_size):
     torch.testing.assert_close(layer(logits, prev), a_in + 0.5 * 8.0, rtol=0, atol=1e-12)
 
 
+SIDES = ("plain", "identity")
+
+
 @pytest.mark.slow
 def test_a_run_from_data_to_json(tmp_path, monkeypatch, capsys):
     """Both settings start from the same weights; a second run has nothing left to do."""
@@ -240,7 +243,8 @@ def test_a_run_from_data_to_json(tmp_path, monkeypatch, capsys):
         (folder / f"{split}.en").write_text("\n".join(lines * 40) + "\n")
     experiment = EXPERIMENTS["masked-lm-captions"]
     recipe = experiment.recipe.replace("--lr 2e-3", "--lr 1e-30")
-    small = dataclasses.replace(experiment, recipe=recipe, updates=1, every=1)
+    settings = {name: EXPERIMENTS["translation-ablations"].settings[name] for name in SIDES}
+    small = dataclasses.replace(experiment, recipe=recipe, updates=1, every=1, settings=settings)
     monkeypatch.setitem(EXPERIMENTS, experiment.name, small)
     weights = {}
 
@@ -251,7 +255,7 @@ def test_a_run_from_data_to_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(type(small), "evaluate", keep)
     arguments = [
         *("run.py", experiment.name, "--data", tmp_path / "data", "--work", tmp_path / "work"),
-        *("--out", tmp_path / "json", "--settings", "plain", "identity", "--seeds", 2),
+        *("--out", tmp_path / "json", "--settings", *SIDES, "--seeds", 2),
     ]
     monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
     run.main()
@@ -262,7 +266,7 @@ def test_a_run_from_data_to_json(tmp_path, monkeypatch, capsys):
         assert torch.equal(identity[name], weight), name
     kernels = [x for name, x in identity.items() if name.endswith("evolution.weight")]
     assert len(kernels) == 3 and all(x.sum() == x[:, :, 1, 1].trace() == 4 for x in kernels)
-    for setting in ("plain", "identity"):
+    for setting in SIDES:
         path = tmp_path / "json" / experiment.name / f"{setting}-seed2.json"
         result = json.loads(path.read_text())
         assert result["scores"]["validation loss, bits"] == result["curve"][-1][1] > 0

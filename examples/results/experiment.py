@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
@@ -59,6 +59,7 @@ class Experiment:
         settings: options of the evolving attention by the setting's name. The first one is "plain",
             with which the others are compared.
         seeds: one training for each, in each setting.
+        in_summary: whether the README has a line for it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Experiment:
     lower_is_better: bool
     settings: Dict[str, Options]
     seeds: Tuple[int, ...]
+    in_summary: bool = field(default=True, kw_only=True)
 
     def prepare(self, data: Path, work: Path) -> None:
         """Writes what all trainings share to the folder `work`, unless it is there."""

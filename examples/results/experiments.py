@@ -21,6 +21,10 @@ ABLATIONS = {
     "beta-0.5": {"alpha": 0.1, "beta": 0.5},
     "learned": {"alpha": 0.1, "beta": 0.1, "learnable": True},
     "identity": {"alpha": 0.1, "beta": 0.1, "start": "identity"},
+    "encoder": {"alpha": 0.1, "beta": 0.1, "attentions": "encoder"},
+    "decoder": {"alpha": 0.1, "beta": 0.1, "attentions": "decoder"},
+    "cross": {"alpha": 0.1, "beta": 0.1, "attentions": "cross"},
+    "centred-keys": {"alpha": 0.1, "beta": 0.1, "keys": "centred"},
 }
 # A released model has weights that were trained with plain maps.
 RELEASED_SETTINGS = {
@@ -64,7 +68,8 @@ EXPERIMENTS: Dict[str, Experiment] = {
             about=ROBERTA + "the English side of Multi30k (29,000 captions, vocabulary of 4,000).",
             scores=("validation loss, bits",),
             lower_is_better=True,
-            settings=FAIRSEQ_SETTINGS | ABLATIONS,
+            settings=FAIRSEQ_SETTINGS
+            | {name: ABLATIONS[name] for name in ("residual", "convolution")},
             seeds=(1, 2, 3, 4, 5),
             plain_arch="roberta",
             arch="ea_roberta",
@@ -95,13 +100,27 @@ EXPERIMENTS: Dict[str, Experiment] = {
             "of 2,048 tokens with Adam, learning rate 2e-3; beam 5.",
             scores=("validation loss, bits", "BLEU test_2016_flickr", "BLEU test_2017_flickr"),
             lower_is_better=True,
-            settings=FAIRSEQ_SETTINGS
-            | {"centred-keys": {"alpha": 0.1, "beta": 0.1, "keys": "centred"}},
+            settings=FAIRSEQ_SETTINGS,
             seeds=(1, 2, 3),
             plain_arch="transformer",
             arch="ea_transformer",
-            recipe=TRANSLATION,
+            recipe=f"{TRANSLATION} --max-tokens 2048",
             updates=2600,
+            every=200,
+        ),
+        Translation(
+            name="translation-ablations",
+            title="Ablations: the beginning of a translation model's training",
+            about="The same Transformer-Lite, 1,200 updates of 1,024 tokens.",
+            scores=("validation loss, bits",),
+            lower_is_better=True,
+            settings=FAIRSEQ_SETTINGS | ABLATIONS,
+            seeds=(1, 2, 3, 4, 5),
+            in_summary=False,
+            plain_arch="transformer",
+            arch="ea_transformer",
+            recipe=f"{TRANSLATION} --max-tokens 1024",
+            updates=1200,
             every=200,
         ),
         Images(

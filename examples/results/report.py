@@ -283,7 +283,7 @@ def documents() -> Dict[Path, str]:
     """What README.md and docs/results.md should be, by path."""
     results = finished()
     sections = [line for experiment, found in results for line in section(experiment, found)]
-    lines = [summary(experiment, found) for experiment, found in results]
+    lines = [summary(experiment, found) for experiment, found in results if experiment.in_summary]
     parts = {ROOT / "docs" / "results.md": sections, ROOT / "README.md": lines}
     return {
         path: replace_between(path.read_text(encoding="utf-8"), "results", part)

@@ -218,5 +218,5 @@ TRANSLATION = """--encoder-layers 6 --encoder-embed-dim 160 --encoder-ffn-embed-
     --encoder-attention-heads 4 --decoder-layers 6 --decoder-embed-dim 160
     --decoder-ffn-embed-dim 160 --decoder-attention-heads 4 --share-all-embeddings
     --optimizer adam --adam-betas (0.9,0.98) --lr 2e-3 --lr-scheduler inverse_sqrt
-    --warmup-updates 800 --dropout 0.1 --max-tokens 2048
+    --warmup-updates 800 --dropout 0.1
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --cpu --num-workers 0"""
