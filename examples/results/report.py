@@ -201,20 +201,39 @@ def learned(found: Dict[str, Dict[int, dict]]) -> List[str]:
 
 
 def plot(experiment: Experiment, found: Dict[str, Dict[int, dict]], path: Path) -> None:
-    """Learning curves of plain and evolving: the mean over seeds, and the range as a band."""
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for setting, color in COLORS.items():
-        curves = [dict(map(tuple, result["curve"])) for result in found[setting].values()]
-        updates = sorted(set.intersection(*(set(curve) for curve in curves)))
-        values = np.array([[curve[update] for update in updates] for curve in curves])
-        axes.plot(
-            updates, values.mean(axis=0), color=color, label=f"{setting}, {len(curves)} seeds"
-        )
-        axes.fill_between(updates, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15)
-    axes.set_xlabel("updates")
+    """Learning curves of plain and evolving attention, and their paired difference.
+
+    Lines are means over the pairs. The bands are the range of the curves, and the 95 % confidence
+    interval of the difference.
+    """
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    axes, beside = figure.subplots(1, 2, sharex=True)
+    seeds = sorted(found["plain"].keys() & found["evolving"].keys())
+    curves = {
+        name: [dict(map(tuple, found[name][seed]["curve"])) for seed in seeds] for name in COLORS
+    }
+    updates = sorted(set.intersection(*(set(curve) for side in curves.values() for curve in side)))
+    values = {
+        name: np.array([[curve[update] for update in updates] for curve in side])
+        for name, side in curves.items()
+    }
+    for name, color in COLORS.items():
+        low, high = values[name].min(axis=0), values[name].max(axis=0)
+        axes.plot(updates, values[name].mean(axis=0), color=color, label=name)
+        axes.fill_between(updates, low, high, color=color, alpha=0.15)
     axes.set_ylabel(experiment.scores[0])
     axes.legend()
+    differences = values["evolving"] - values["plain"]
+    mean = differences.mean(axis=0)
+    beside.axhline(0, color=COLORS["plain"], linewidth=0.8)
+    beside.plot(updates, mean, color=COLORS["evolving"])
+    if len(seeds) > 1:
+        error = differences.std(axis=0, ddof=1) / math.sqrt(len(seeds))
+        span = student.ppf(0.975, len(seeds) - 1) * error
+        beside.fill_between(updates, mean - span, mean + span, color=COLORS["evolving"], alpha=0.15)
+    beside.set_ylabel("evolving - plain")
+    figure.suptitle(count_pairs(seeds), fontsize=9)
+    figure.supxlabel("updates", fontsize=9)
     # Without dates, so that the same results make the same file.
     figure.savefig(path, metadata={"Date": None})
 
@@ -242,7 +261,8 @@ def section(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
         *learned(found),
         speed(experiment, found),
         "",
-        f"![Learning curves: {experiment.scores[0]} by updates, plain and evolving]({plot_of})",
+        f"![{experiment.scores[0]} by updates, plain and evolving, and the paired difference with "
+        f"its 95 % interval]({plot_of})",
         "",
     ]
 
