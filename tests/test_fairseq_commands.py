@@ -40,7 +40,7 @@ TRAINING = [
     *("--optimizer", "adam", "--lr", "5e-3", "--lr-scheduler", "inverse_sqrt"),
     *("--warmup-updates", 20, "--dropout", 0.0, "--criterion", "label_smoothed_cross_entropy"),
     *("--label-smoothing", 0.1, "--batch-size", 16, "--cpu", "--log-format", "json"),
-    *("--num-workers", 0, "--log-interval", 1),
+    *("--num-workers", 0, "--data-buffer-size", 0, "--log-interval", 1),
 ]
 
 
@@ -488,6 +488,7 @@ def test_hydra(data, tmp_path, form):
         f"checkpoint.save_dir={tmp_path}",
         "dataset.batch_size=16",
         "dataset.num_workers=0",
+        "dataset.data_buffer_size=0",
         "optimization.max_update=2",
         "optimization.lr=[0.001]",
         "task=translation",

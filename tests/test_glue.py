@@ -610,7 +610,7 @@ def test_hydra(text, tmp_path):
 common: {{cpu: true, user_dir: {USER_DIR}}}
 task: {{_name: masked_lm, data: {text}, sample_break_mode: complete_doc, tokens_per_sample: 64}}
 criterion: masked_lm
-dataset: {{batch_size: 8, required_batch_size_multiple: 1, num_workers: 0}}
+dataset: {{batch_size: 8, num_workers: 0, data_buffer_size: 0, required_batch_size_multiple: 1}}
 optimizer: {{_name: adam}}
 lr_scheduler: fixed
 optimization: {{max_update: 1, lr: [0.001]}}

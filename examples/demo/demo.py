@@ -41,6 +41,8 @@ REPO = HERE.parent.parent
 
 SIZES = {"train": 14_000, "valid": 500, "test": 1_000}
 STAGES = ("corpus", "preparation", "training", "translation", "picture")
+# No buffer: fairseq never stops its thread that reads ahead, and the interpreter may crash over it
+# at the end.
 TRAINING = """
     --arch ea_transformer_tiny --share-all-embeddings
     --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 --encoder-attention-heads 4
@@ -49,7 +51,7 @@ TRAINING = """
     --optimizer adam --adam-betas (0.9,0.98) --lr 4e-3 --lr-scheduler inverse_sqrt
     --warmup-updates 300 --criterion label_smoothed_cross_entropy --label-smoothing 0.1
     --max-tokens 4096 --required-batch-size-multiple 1 --cpu --num-workers 0
-    --no-epoch-checkpoints --log-format json --log-interval 10
+    --data-buffer-size 0 --no-epoch-checkpoints --log-format json --log-interval 10
 """.split()
 
 

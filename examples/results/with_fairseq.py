@@ -20,6 +20,8 @@ from experiment import (
     sets_start,
 )
 
+# fairseq never stops its thread that reads ahead, and the interpreter may crash over it at the end.
+NO_THREAD = "--num-workers 0 --data-buffer-size 0".split()
 UNTRAINED = "--max-update 1 --lr 1e-30 --disable-validation".split()
 TESTS = ("test_2016_flickr", "test_2017_flickr")  # of Multi30k
 
@@ -51,7 +53,7 @@ class FairseqExperiment(Experiment):
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         fairseq_train = ["-m", "fairseq_cli.train", self.data_bin(work)]
         fairseq_train += ["--user-dir", user_dir(options), "--seed", seed, *self.recipe.split()]
-        fairseq_train += ["--no-epoch-checkpoints"]
+        fairseq_train += ["--no-epoch-checkpoints", *NO_THREAD]
         plain = ["--arch", self.plain_arch, "--save-dir", run / "plain"]
         python([*fairseq_train, *plain, *UNTRAINED], run / "plain.log")
         given = ["--arch", self.arch]
@@ -120,7 +122,8 @@ class MaskedLM(FairseqExperiment):
             data, save_dir = self.task_data(work) / task, run / task
             given = [ROOT / "examples/glue/finetune.py", task, "--data", data, "--seeds", seed]
             given += ["--checkpoint", run / WEIGHTS, "--arch", self.arch]
-            given += ["--save-dir", save_dir, *FINE_TUNING.split(), *SMALL_MODEL.split()]
+            given += [*FINE_TUNING.split(), *SMALL_MODEL.split(), *NO_THREAD]
+            given += ["--save-dir", save_dir]
             python(given, run / f"{task}.log")
             given = [ROOT / "examples/glue/evaluate.py", task, "--data", data]
             given += ["--checkpoint", save_dir / f"seed{seed}" / WEIGHTS]
@@ -204,7 +207,7 @@ def unpack(path: Path, folder: Path) -> Path:
 
 
 SMALL_MODEL = """--encoder-layers 4 --encoder-embed-dim 128 --encoder-ffn-embed-dim 512
-    --encoder-attention-heads 4 --clip-norm 1.0 --cpu --num-workers 0"""
+    --encoder-attention-heads 4 --clip-norm 1.0 --cpu"""
 
 MASKED_LM = f"""{SMALL_MODEL} --task masked_lm --criterion masked_lm
     --sample-break-mode complete_doc --tokens-per-sample 128
@@ -219,4 +222,4 @@ TRANSLATION = """--encoder-layers 6 --encoder-embed-dim 160 --encoder-ffn-embed-
     --decoder-ffn-embed-dim 160 --decoder-attention-heads 4 --share-all-embeddings
     --optimizer adam --adam-betas (0.9,0.98) --lr 2e-3 --lr-scheduler inverse_sqrt
     --warmup-updates 800 --dropout 0.1
-    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --cpu --num-workers 0"""
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --cpu"""
