@@ -111,7 +111,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
         Translation(
             name="translation-ablations",
             title="Ablations: the beginning of a translation model's training",
-            about="The same Transformer-Lite, 1,200 updates of 1,024 tokens.",
+            about="The same Transformer-Lite, two epochs (942 updates of 1,024 tokens).",
             scores=("validation loss, bits",),
             lower_is_better=True,
             settings=FAIRSEQ_SETTINGS | ABLATIONS,
@@ -120,7 +120,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
             plain_arch="transformer",
             arch="ea_transformer",
             recipe=f"{TRANSLATION} --max-tokens 1024",
-            updates=1200,
+            updates=942,
             every=200,
         ),
         Images(
