@@ -211,9 +211,9 @@ SMALL_MODEL = """--encoder-layers 4 --encoder-embed-dim 128 --encoder-ffn-embed-
 
 MASKED_LM = f"""{SMALL_MODEL} --task masked_lm --criterion masked_lm
     --sample-break-mode complete_doc --tokens-per-sample 128
-    --max-tokens 2048 --required-batch-size-multiple 1 --skip-invalid-size-inputs-valid-test
+    --required-batch-size-multiple 1 --skip-invalid-size-inputs-valid-test
     --optimizer adam --adam-betas (0.9,0.98) --adam-eps 1e-6 --weight-decay 0.01
-    --lr-scheduler polynomial_decay --lr 2e-3 --warmup-updates 100 --total-num-update 1000"""
+    --lr-scheduler polynomial_decay --lr 2e-3"""
 
 FINE_TUNING = "--max-positions 128 --epochs 6 --lr 3e-4 --batch-size 32"
 
