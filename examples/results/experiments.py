@@ -79,8 +79,8 @@ EXPERIMENTS: Dict[str, Experiment] = {
             name="masked-lm-glue",
             title="Masked language model of CoLA and RTE",
             about=ROBERTA + "3,000 updates of 1,024 tokens with Adam, learning rate 2e-3, on the "
-            "training sentences of CoLA and RTE (vocabulary of 4,000); then 6 epochs of fine-tuning "
-            "on either task, scored after the last.",
+            "training sentences of CoLA and RTE (vocabulary of 4,000); then 6 epochs of "
+            "fine-tuning on either task, scored after the last.",
             scores=("validation loss, bits", "CoLA, Matthews correlation, %", "RTE, accuracy, %"),
             lower_is_better=True,
             settings=FAIRSEQ_SETTINGS,
