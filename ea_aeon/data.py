@@ -45,7 +45,7 @@ def read(name: str, split: str, folder: Optional[str] = None) -> TimeSeries:
 
     Raises:
         FileNotFoundError: there is no such file in `folder`.
-        ValueError: the file has neither class labels nor target values.
+        ValueError: the file has no series, or neither class labels nor target values.
     """
     if folder is None and not (BUNDLED / name).is_dir():
         load = aeon.datasets.load_classification
@@ -61,6 +61,8 @@ def read(name: str, split: str, folder: Optional[str] = None) -> TimeSeries:
             series, targets, about = read_ts(file.name)
     else:
         series, targets, about = read_ts(path)
+    if not len(series):
+        raise ValueError(f"{path} holds no series: it must have them after a line @data")
     if not about["classlabel"] and not about["targetlabel"]:
         raise ValueError(
             f"{path} must have @classlabel true or @targetlabel true, so that there is a target"
@@ -117,7 +119,13 @@ class Preparation:
         mean = np.where(seen, steps, 0).sum(axis=1) / counts
         deviation = np.where(seen, steps - mean[:, None], 0)
         std = np.sqrt((deviation**2).sum(axis=1) / counts)
-        std[std <= 1e-8 * np.abs(mean)] = 1  # a constant channel
+        if not np.isfinite(std).all():
+            raise ValueError(
+                f"channel {int(np.argmin(np.isfinite(std)))} has values too large for double "
+                "precision"
+            )
+        # A constant channel. Time stamps vary by far less than their mean, but by more than this.
+        std[std <= 1e-12 * np.abs(mean)] = 1
         preparation = cls(mean.tolist(), std.tolist())
         changes = [preparation.standardise(case) for case in series]
         for _ in range(differences):

@@ -213,7 +213,7 @@ class DCTransformerEstimator:
                 raise ValueError(f"{name} must be more than 0, got {value!r}")
         if not isinstance(self.weight_decay, Real) or not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay!r}")
-        if not isinstance(self.verbose, Integral):
+        if not isinstance(self.verbose, (Integral, np.bool_)):
             raise ValueError(f"verbose must be True, False or a number, got {self.verbose!r}")
         if self.lr_schedule not in SCHEDULES:
             raise ValueError(
@@ -339,6 +339,11 @@ class DCTransformerEstimator:
             net.notify("on_train_end", X=data, y=None)
         if not np.isfinite(net.history[-1, "train_loss"]):
             raise ValueError(f"the loss is not finite: training diverged; lower lr={self.lr}")
+        if len(validation) and not np.isfinite(net.history[:, "valid_loss"]).any():
+            raise ValueError(
+                "the loss of the series that validation_fraction holds out is never finite: some "
+                "have values too far from those of the others"
+            )
         self.history_ += [{"member": number, **epoch} for epoch in net.history.to_list()]
         return net.module_
 
@@ -565,6 +570,7 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
         network_: the fitted network, a :class:`~ea_aeon.network.DCTransformer`, or an
             :class:`~ea_aeon.network.Ensemble` of several.
         network_options_: the arguments of each :class:`~ea_aeon.network.DCTransformer`.
+        preparation_: the :class:`~ea_aeon.data.Preparation` of series for the network.
         n_estimators_, n_epochs_: the numbers that were chosen.
         history_: a dict for each epoch of each network: member, train_loss, valid_loss, dur, ...
 
@@ -631,7 +637,8 @@ class EADCTransformerRegressor(DCTransformerEstimator, BaseRegressor):
     """EA-DC-Transformer regressor of time series with any number of channels and any lengths.
 
     Like :class:`EADCTransformerClassifier`, but it predicts numbers: the loss is the mean squared
-    error of the standardised target.
+    error of the standardised target, whose mean and standard deviation are the attributes
+    `target_mean_` and `target_std_`.
     """
 
     averages_probabilities: ClassVar[bool] = False
@@ -641,6 +648,8 @@ class EADCTransformerRegressor(DCTransformerEstimator, BaseRegressor):
         split = self.split(len(X))
         known = y[split[0]]
         self.target_mean_, self.target_std_ = float(known.mean()), float(known.std()) or 1.0
+        if not np.isfinite(self.target_std_):
+            raise ValueError("y has values too large for double precision")
         targets = torch.from_numpy((y - self.target_mean_) / self.target_std_)
         self.train(X, targets.float().unsqueeze(1), 1, nn.MSELoss(reduction="none"), split)
         return self

@@ -22,7 +22,6 @@ from typing import Dict, List, Optional
 if __name__ == "__main__":
     os.environ["MPLBACKEND"] = "agg"  # a notebook's or a desktop's may not exist here
 
-import matplotlib
 import numpy as np
 from torch import nn
 
@@ -164,14 +163,8 @@ def check_paths(args: argparse.Namespace, parts: Dict[str, Optional[str]]) -> No
 
 def write(args: argparse.Namespace, views: List[View]) -> None:
     """Writes what --out asks for, and prints the paths and the tables."""
-    moved = [view.movement() for view in views]
-    by_attention = {view.attention: found for view, found in zip(views, moved, strict=True)}
-    pairs = [
-        (view.shown_as(what), found)
-        for view, found in zip(views, moved, strict=True)
-        for what in shown(view.attention, args)
-    ]
-    views, moved = [list(x) for x in zip(*pairs, strict=True)]
+    by_attention = {view.attention: view.movement() for view in views}
+    views = [view.shown_as(what) for view in views for what in shown(view.attention, args)]
     if is_picture(args.out):
         sizes = (args.layers or MOST_LAYERS, args.heads or MOST_HEADS)
         figures: draw.Figures = {view.part: view.figure(*sizes) for view in views}
@@ -180,7 +173,7 @@ def write(args: argparse.Namespace, views: List[View]) -> None:
     else:
         with whole_or_not_at_all(args.out, args.overwrite) as part:
             if args.out.suffix.lower() == ".html":
-                page = as_page(views, args.title(args), args.layers, args.heads, moved)
+                page = as_page(views, args.title(args), args.layers, args.heads)
                 part.write_text(page, encoding="utf-8")
             else:
                 with part.open("wb") as file:  # numpy would add .npz to a path
@@ -276,8 +269,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         check_paths(args, {} if args.run is sentence else {"self-attention": None})
         if args.names and args.names[0] == args.names[1]:
             raise ValueError(f"--names must differ, got {args.names[0]} twice")
-        with matplotlib.rc_context({"font.family": draw.fonts()}):
-            write(args, args.run(args))
+        write(args, args.run(args))
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"ea_maps: error: {error}")
 

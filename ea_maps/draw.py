@@ -1,9 +1,10 @@
 """Draws maps: layers from top to bottom, heads from left to right, models side by side."""
 
+import functools
 import io
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import matplotlib
 import matplotlib.font_manager
@@ -93,6 +94,25 @@ def spread(count: int, limit: int) -> List[int]:
     return sorted({round(float(x)) for x in np.linspace(0, count - 1, limit)})
 
 
+def fonts() -> List[str]:
+    """The families of matplotlibrc, then the installed fonts of FONTS for the letters they lack."""
+    installed = set(matplotlib.font_manager.get_font_names())
+    first = matplotlib.rcParams["font.family"]
+    return [*first, *(name for name in FONTS if name in installed and name not in first)]
+
+
+def in_all_fonts(drawing: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Lets a function write in all of :func:`fonts`."""
+
+    @functools.wraps(drawing)
+    def drawing_in_all_fonts(*args: Any, **kwargs: Any) -> Figure:
+        with matplotlib.rc_context({"font.family": fonts()}):
+            return drawing(*args, **kwargs)
+
+    return drawing_in_all_fonts
+
+
+@in_all_fonts
 def draw(
     models: Models,
     cell: Cell,
@@ -145,13 +165,13 @@ def title(attention: AttentionMap, layer: int, head: int) -> str:
     return f"layer {layer + 1}" + (f", head {head + 1}" if heads > 1 else "")
 
 
-def label(axis: Axis, names: Sequence[str]) -> None:
+def label(axis: Axis, names: Sequence[object]) -> None:
     """Writes names along the x or y axis of a map; if there are many, only every n-th one.
 
     Names may hold anything, so they are written as they are, whatever `text.usetex` says.
     """
     step = -(-len(names) // LABELS)
-    short = [x if len(x) <= LETTERS else x[: LETTERS - 1] + "…" for x in names]
+    short = [x if len(x) <= LETTERS else x[: LETTERS - 1] + "…" for x in map(str, names)]
     axis.set_ticks(range(0, len(names), step), short[::step], parse_math=False, usetex=False)
 
 
@@ -245,6 +265,7 @@ def draw_series(models: Models, series: np.ndarray, layers: int, heads: int) -> 
     return figure
 
 
+@in_all_fonts
 def draw_movement(movements: Dict[str, Dict[str, List[Movement]]]) -> Figure:
     """Entropy and distance by layer: a row for each attention, a line for each model.
 
@@ -302,10 +323,3 @@ def check_paths(out: Path, parts: Iterable[Optional[str]], overwrite: bool) -> N
         raise ValueError(f"--out must end in .{', .'.join(FORMATS)}, got {out}")
     for part in parts:
         check_output(named(out, part), overwrite)
-
-
-def fonts() -> List[str]:
-    """The families of matplotlibrc, then the installed fonts of FONTS for the letters they lack."""
-    installed = set(matplotlib.font_manager.get_font_names())
-    first = matplotlib.rcParams["font.family"]
-    return [*first, *(name for name in FONTS if name in installed and name not in first)]

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ea_maps.draw import spread
-from ea_maps.measure import Movement
 from ea_maps.view import View
 from evolving_attention import AttentionMap
 from evolving_attention.checks import check_count
@@ -87,12 +86,12 @@ def pick(numbers: Sequence[int], limit: int) -> List[int]:
 
 def describe(
     view: View,
-    moved: Dict[str, List[Movement]],
     most_layers: Optional[int],
     most_heads: Optional[int],
     limit: int,
 ) -> Dict[str, Any]:
     """A view as the page reads it."""
+    moved = view.movement()
     depths = {name: len(maps) for name, maps in view.maps.items()}
     chosen = {name: spread(depth, most_layers or depth) for name, depth in depths.items()}
     counts = {name: maps[0].attn_probs.size(1) for name, maps in view.maps.items()}
@@ -139,27 +138,24 @@ def as_page(
     title: str = "Attention maps",
     most_layers: Optional[int] = None,
     most_heads: Optional[int] = None,
-    movements: Optional[Sequence[Dict[str, List[Movement]]]] = None,
 ) -> Page:
     """The page.
 
     Args:
         title: the heading.
         most_layers, most_heads: to hold at most; None means all that fit.
-        movements: of each view, by model; None means those of its own maps.
 
     Raises:
-        ValueError: `most_layers` or `most_heads` is not a whole number of 1 or more.
+        ValueError: there is no view, or `most_layers` or `most_heads` is not a whole number of 1 or
+            more.
     """
     for name, most in (("most_layers", most_layers), ("most_heads", most_heads)):
         if most is not None:
             check_count(name, most)
-    movements = [view.movement() for view in views] if movements is None else movements
+    if not views:
+        raise ValueError("views must hold at least one view, got none")
     limit = LIMIT // len(views)
-    found = [
-        describe(view, moved, most_layers, most_heads, limit)
-        for view, moved in zip(views, movements, strict=True)
-    ]
+    found = [describe(view, most_layers, most_heads, limit) for view in views]
     text = json.dumps({"title": title, "views": found}, ensure_ascii=False, allow_nan=False)
     text = text.replace("<", "\\u003c")  # nothing may end the script element
     head, script = TEMPLATE.read_text(encoding="utf-8").split("/*DATA*/")

@@ -177,6 +177,17 @@ class SeriesView(View):
     kind = "series"
     series: np.ndarray
 
+    def __post_init__(self) -> None:
+        """Raises ValueError also if the series has not as many steps as the maps."""
+        super().__post_init__()
+        for name, maps in self.maps.items():
+            steps = maps[0].attn_probs.size(-1)
+            if self.series.ndim != 2 or self.series.shape[1] != steps:
+                raise ValueError(
+                    f"series must be (channels, {steps}), as the maps of {name} have {steps} "
+                    f"steps, got shape {self.series.shape}"
+                )
+
     def figure(self, layers: int = MOST_LAYERS, heads: int = MOST_HEADS) -> Figure:
         return draw.draw_series(self.maps, self.series, layers, heads)
 
@@ -186,6 +197,12 @@ class SeriesView(View):
 
     def about(self) -> Dict[str, Any]:
         shown = self.series[draw.spread(len(self.series), CHANNELS)]
-        low, high = shown.min(), shown.max()
-        heights = (shown - low) / max(float(high - low), 1e-9)
-        return {"series": [[round(float(x), 3) for x in channel] for channel in heights]}
+        seen = shown[np.isfinite(shown)]
+        low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 0.0)
+        heights = (shown - low) / max(high - low, 1e-9)
+        return {
+            "series": [
+                [round(float(x), 3) if np.isfinite(x) else None for x in channel]
+                for channel in heights
+            ]
+        }

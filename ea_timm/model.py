@@ -26,7 +26,7 @@ def complete_options(
     options = {name: DEFAULTS[name] if x is None else x for name, x in given.items()}
     check_options(**options)
     check_flag("learnable", learnable)
-    return {**options, "learnable": learnable}
+    return {**options, "learnable": bool(learnable)}
 
 
 def check_class(name: str, given: Any, *bases: type) -> None:

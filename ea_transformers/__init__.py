@@ -5,7 +5,9 @@ transformers' own, and load the weights of plain checkpoints, too::
 
     from ea_transformers import EABertForSequenceClassification
 
-    model = EABertForSequenceClassification.from_pretrained("bert-base-uncased", ea_alpha=0.1)
+    model = EABertForSequenceClassification.from_pretrained(
+        "bert-base-uncased", ea_alpha=0, ea_beta=0, ea_learnable=True
+    )
 """
 
 import transformers

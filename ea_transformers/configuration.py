@@ -38,7 +38,7 @@ class EvolvingConfig(PreTrainedConfig):
         self.check_evolution()
         # JSON, in which configurations are saved, does not know numpy's numbers.
         self.ea_alpha, self.ea_beta = float(self.ea_alpha), float(self.ea_beta)
-        self.ea_kernel_size = int(self.ea_kernel_size)
+        self.ea_kernel_size, self.ea_learnable = int(self.ea_kernel_size), bool(self.ea_learnable)
 
     def check_evolution(self) -> None:
         """Raises ValueError, naming the option, if the maps of this model cannot evolve."""
@@ -134,8 +134,10 @@ class EAT5Config(T5Config, EvolvingConfig):
         if (
             isinstance(named, str)
             or not isinstance(named, Sequence)
+            or not named
             or any(name not in ATTENTIONS for name in named)
         ):
             raise ValueError(
-                f"ea_attentions must be a list of names of {', '.join(ATTENTIONS)}, got {named!r}"
+                f"ea_attentions must be a list of one or more of {', '.join(ATTENTIONS)}, got "
+                f"{named!r}"
             )

@@ -28,6 +28,8 @@ def check_maps(attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Ten
         raise ValueError(
             f"attn_logits must be (batch, heads, queries, keys), got shape {attn_logits.shape}"
         )
+    if not attn_logits.is_floating_point():
+        raise ValueError(f"attn_logits must have a floating-point dtype, got {attn_logits.dtype}")
     if prev_attn_logits.shape != attn_logits.shape:
         raise ValueError(
             f"prev_attn_logits has shape {prev_attn_logits.shape}, attn_logits "
@@ -84,25 +86,25 @@ def check_unmasked(
     """The maps do not hold the low numbers that mask logits for a softmax.
 
     The convolution would spread these over the map. Where `mask` is True they do no harm, apart
-    from the gradient of a learned alpha, which -inf makes NaN. Only the first and the last query
-    are looked at, so that this takes no time: padding, the future and windows hide keys from at
-    least one of them. Numbers as large above 0, or halfway to a mask, show that it is the training
-    that has diverged.
+    from the gradient of a learned alpha, which -inf makes NaN. Only three queries are looked at,
+    one of them in the middle, so that this takes no time: padding, the future and windows hide
+    keys from at least one of them. Numbers as large above 0, or halfway to a mask, show that it is
+    the training that has diverged.
     """
     for name, logits in (
         ("attn_logits", attn_logits),
         ("prev_attn_logits", prev_attn_logits),
     ):
-        step = max(1, logits.size(2) - 1)
-        ends = logits.detach()[:, :, ::step]  # (B, H, 2, S)
-        lowest = ends.amin().item()
+        step = max(1, (logits.size(2) - 1) // 2)
+        seen = logits.detach()[:, :, ::step]  # (B, H, 3, S), or more queries of a very small map
+        lowest = seen.amin().item()
         if not is_mask(lowest):
             continue
         if mask is not None and not (learnable and math.isinf(lowest)):
-            ends = ends.masked_fill(mask.expand(logits.shape)[:, :, ::step], 0.0)
-            lowest = ends.amin().item()
-        halfway = (ends > MASKED_BY_10_000[1]) & (ends < MASKED_BY_10_000[1] / 10)
-        diverged = ends.amax().item() >= -MASKED_BY_10_000[1] or bool(halfway.any())
+            seen = seen.masked_fill(mask.expand(logits.shape)[:, :, ::step], 0.0)
+            lowest = seen.amin().item()
+        halfway = (seen > MASKED_BY_10_000[1]) & (seen < MASKED_BY_10_000[1] / 10)
+        diverged = seen.amax().item() >= -MASKED_BY_10_000[1] or bool(halfway.any())
         if is_mask(lowest) and not diverged:
             raise ValueError(
                 f"{name} must not be masked yet, but holds {lowest:g}: pass the logits as they are "
@@ -150,9 +152,10 @@ def check_weights(
     bias: Optional[Tensor],
     alpha: Union[float, Tensor],
     beta: Union[float, Tensor],
-    heads: int,
+    attn_logits: Tensor,
 ) -> None:
-    """The weights fit each other and the heads, and alpha and beta are in range."""
+    """The weights fit each other and the map, and alpha and beta are in range."""
+    heads = attn_logits.size(1)
     if (weight is None) != (bias is None):
         raise ValueError("weight and bias must both be given, or neither")
     if weight is not None and bias is not None:
@@ -163,11 +166,27 @@ def check_weights(
                 f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
             )
         check_kernel_size("kernel_size", kernel_size)
+        dtypes = (weight.dtype, bias.dtype, attn_logits.dtype)
+        # Autocast casts all of them, unless one is of double precision.
+        if torch.float64 in dtypes or not torch.is_autocast_enabled(attn_logits.device.type):
+            check_dtype("weight", weight, attn_logits)
+            check_dtype("bias", bias, attn_logits)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not isinstance(value, Tensor):
             check_unit_interval(name, value)
-        elif value.numel() != 1:
+            continue
+        if value.numel() != 1:
             raise ValueError(f"{name} must be a number or a tensor of one, got shape {value.shape}")
+        check_dtype(name, value, attn_logits)
+
+
+def check_dtype(name: str, value: Tensor, attn_logits: Tensor) -> None:
+    """The tensor has the map's dtype."""
+    if value.dtype != attn_logits.dtype:
+        raise ValueError(
+            f"{name} has dtype {value.dtype}, attn_logits {attn_logits.dtype}: they must be the "
+            "same"
+        )
 
 
 def check_options(alpha: float, beta: float, kernel_size: int) -> None:
@@ -197,7 +216,7 @@ def check_count(name: str, value: int) -> None:
 
 def check_flag(name: str, value: bool) -> None:
     """The value is True or False, not a string."""
-    if not isinstance(value, bool):
+    if type(value).__name__ not in ("bool", "bool_"):  # bool_ is NumPy's, as in a grid of options
         raise ValueError(f"{name} must be True or False, got {value!r}")
 
 

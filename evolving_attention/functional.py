@@ -33,18 +33,22 @@ def evolve(
     """Evolves a layer's attention map from that of the previous layer (paper, section 3).
 
     Args:
-        attn_logits: this layer's logits before mask and softmax, scaled, (B, H, T, S); finite.
+        attn_logits: this layer's logits before mask and softmax, scaled, (B, H, T, S), of a
+            floating-point dtype; finite.
         prev_attn_logits: the map that the previous layer handed on, same shape and dtype.
-        weight: (H, H, K, K), K odd; None for no convolution.
-        bias: (H,).
-        alpha: weight of the previous map, in [0, 1]; a tensor of one element if learned.
+        weight: (H, H, K, K), K odd, of the same dtype unless autocast is on; None for no
+            convolution, whatever `beta` is.
+        bias: (H,), likewise.
+        alpha: weight of the previous map, in [0, 1]; if learned, a tensor of one element and of
+            the same dtype, whose range is not checked.
         beta: weight of the convolution, in [0, 1]; likewise.
         window: "bidirectional" (centred), "causal" (current and earlier queries and keys,
             for a decoder's self-attention) or "cross" (current and earlier queries, centred
             keys, for encoder-decoder attention).
         mask: bool, broadcastable to (B, H, T, S); True where a cell does not exist, because
             its query or key is padding or its key lies in the query's future. Logits that are
-            masked by -inf or -1e9 instead are an error, which eager mode reports.
+            masked by -inf or -1e9 instead are an error, which eager mode finds unless such a mask
+            spares the first, the middle and the last query.
 
     Returns:
         The evolved map before the softmax, (B, H, T, S), finite everywhere. The softmax still
@@ -54,7 +58,7 @@ def evolve(
         ValueError: a shape, dtype, number or `window` is wrong; the message names the argument.
     """
     check_maps(attn_logits, prev_attn_logits, mask)
-    check_weights(weight, bias, alpha, beta, attn_logits.size(1))
+    check_weights(weight, bias, alpha, beta, attn_logits)
     check_window(window)
     if can_be_read(attn_logits):
         check_unmasked(attn_logits, prev_attn_logits, mask, isinstance(alpha, Tensor))

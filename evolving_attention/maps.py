@@ -1,5 +1,6 @@
 """Collects the attention maps of a model from any toolkit."""
 
+import threading
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator, List, NamedTuple, Tuple
 
@@ -46,8 +47,9 @@ def collect_maps(model: nn.Module) -> Iterator[List[AttentionMap]]:
         for name, attn_logits, attn_probs in maps: ...
 
     Each attention adds its map when it runs, so one pass gives one map of each, in their order. The
-    model's output does not change. Maps are the model's own tensors: gradients flow through them
-    unless torch.no_grad() is on. Switch activation checkpointing off, which runs a layer twice.
+    model's output does not change. What other threads run meanwhile is not collected. Maps are the
+    model's own tensors: gradients flow through them unless torch.no_grad() is on. Switch activation
+    checkpointing off, which runs a layer twice.
 
     Raises:
         TypeError: `model` is no module.
@@ -57,10 +59,12 @@ def collect_maps(model: nn.Module) -> Iterator[List[AttentionMap]]:
         inside = "; pass its network_" if hasattr(model, "network_") else ""
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{inside}")
     maps: List[AttentionMap] = []
+    thread = threading.get_ident()
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(probe: nn.Module, args: Tuple[Any, ...], attn_probs: Tensor) -> None:
-            maps.append(AttentionMap(name, args[1], attn_probs))
+            if threading.get_ident() == thread:
+                maps.append(AttentionMap(name, args[1], attn_probs))
 
         return hook
 

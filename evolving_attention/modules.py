@@ -89,7 +89,7 @@ class AttentionEvolution(nn.Module):
         self.num_heads = num_heads
         self.kernel_size = kernel_size
         self.window = window
-        self.learnable = learnable
+        self.learnable = bool(learnable)
         self.mixing = (float(alpha), float(beta))
         factory: Dict[str, Any] = {"device": device, "dtype": dtype}
         for name in ("alpha", "beta"):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A decoder of one's own with evolving attention: causal and cross windows, a cache, beam search.
+"""A decoder of your own with evolving attention: causal and cross windows, a cache, beam search.
 
 python examples/own_model_decoder.py
 

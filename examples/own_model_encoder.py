@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""An encoder of one's own with evolving attention: four layers, padding, maps.
+"""An encoder of your own with evolving attention: four layers, padding, maps.
 
 python examples/own_model_encoder.py
 

@@ -4,6 +4,7 @@ import copy
 import itertools
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -252,6 +253,35 @@ def test_scripted_and_compiled(reload, window, learnable):
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         AttentionEvolution(**{"num_heads": HEADS, "alpha": 0.1, "beta": 0.1, **options})
+
+
+def test_numpys_booleans_are_flags():
+    layer = AttentionEvolution(HEADS, 0.1, 0.1, learnable=np.bool_(True))
+    assert layer.learnable is True
+
+
+def test_other_dtypes_are_named():
+    logits, prev = maps()
+    layer = AttentionEvolution(HEADS, 0.1, 0.1).double()
+    weights = {"weight": layer.weight, "bias": layer.bias, "alpha": 0.1, "beta": 0.1}
+    learned = torch.tensor([0.1], dtype=torch.float64)
+    for name, wrong in (
+        ("weight", layer.weight.float()),
+        ("bias", layer.bias.float()),
+        ("alpha", learned.float()),
+        ("beta", learned.float()),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} has dtype torch.float32, attn_logits"):
+            evolve(logits, prev, **{**weights, name: wrong})
+    expected = evolve(logits, prev, **weights)
+    given = evolve(logits, prev, **{**weights, "alpha": learned, "beta": learned})
+    torch.testing.assert_close(given, expected)
+    with pytest.raises(ValueError, match="attn_logits must have a floating-point dtype, got .*64"):
+        layer(logits.long(), prev.long())
+    weights = {**weights, "weight": layer.weight.float(), "bias": layer.bias.float()}
+    with torch.autocast("cpu"):  # which casts the weights
+        half = evolve(logits.bfloat16(), prev.bfloat16(), **weights)
+    torch.testing.assert_close(half.double(), expected, atol=0.05, rtol=0.05)
 
 
 def test_bad_maps():
@@ -537,6 +567,17 @@ def test_masked_logits_are_an_error_that_names_the_remedy(masks, dtype, number):
         assert torch.equal(layer(**given, mask=masks), right)
         with pytest.raises(ValueError, match=message):  # the mask of something else
             layer(**given, mask=torch.zeros_like(masks))
+
+
+@pytest.mark.parametrize("queries", [4, 8, 9, 64])
+def test_a_mask_that_spares_the_first_and_the_last_query_is_found(queries):
+    """Each token sees its neighbours; the first and the last one see all, and are seen by all."""
+    place = torch.arange(queries)
+    seen = (place[:, None] - place).abs() <= queries // 8
+    seen[[0, -1]] = seen[:, [0, -1]] = True
+    logits, prev = maps(queries, queries)
+    with pytest.raises(ValueError, match="attn_logits must not be masked yet"):
+        AttentionEvolution(HEADS, 0.1, 0.1).double()(logits.masked_fill(~seen, -1e9), prev)
 
 
 @pytest.mark.parametrize("low", [float("-inf"), -1e9])

@@ -362,7 +362,6 @@ def test_fonts_of_matplotlibrc_come_first(recwarn, family):
     maps = [AttentionMap("0", p, p) for p in [probabilities(1, 1, 3, 3)]]
     with matplotlib.rc_context({"font.family": family}):
         fonts = draw.fonts()
-        matplotlib.rcParams["font.family"] = fonts
         figure = draw.draw_tokens({"ours": maps}, names, names, layers=1, heads=1)
         figure.draw_without_rendering()
     assert fonts[0] == family and "DejaVu Sans" in fonts

@@ -289,6 +289,54 @@ def test_a_long_sentence_in_a_deep_model_stays_usable(tmp_path, show):
     assert page.locator("#queries .chosen").text_content() == "word231"
 
 
+def data_of(page):
+    """What the page shows, as Python's objects."""
+    start = page.index('{"title"')
+    return json.JSONDecoder().raw_decode(page[start:])[0]
+
+
+def test_each_model_has_heads_of_its_own(tmp_path, show):
+    """The menu has one list of heads; the panels say which of theirs they show."""
+    views = [TokenView({"a": maps(2, 3, 4, 4), "b": maps(2, 12, 4, 4)}, "abcd", "abcd")]
+    path = tmp_path / "maps.html"
+    path.write_text(pages.as_page(views, most_heads=3), encoding="utf-8")
+    page = show(path)
+    for chosen, expected in (("2", ("head 2", "head 7")), ("3", ("head 3", "head 12"))):
+        page.select_option("#head", label=chosen)
+        for panel, head in enumerate(expected):
+            page.locator(".panel .where", has_text=f", {head}:").nth(0).wait_for(timeout=5000)
+            assert f", {head}:" in page.locator(".panel .where").nth(panel).text_content()
+    page.select_option("#head", label="mean of all")
+    page.locator(".panel .where", has_text="layer 1 of 2: layers.0").nth(1).wait_for(timeout=5000)
+
+
+def test_a_series_with_gaps(tmp_path, show):
+    series = np.array([[0.0, np.nan, 2.0, 4.0], [np.nan] * 4])
+    views = [SeriesView({"mine": maps(2, 2, 4, 4)}, series)]
+    assert data_of(pages.as_page(views))["views"][0]["series"] == [[0, None, 0.5, 1], [None] * 4]
+    show(write(tmp_path / "maps.html", views))
+
+
+@pytest.mark.parametrize("series", [np.zeros((2, 3)), np.zeros(4)])
+def test_a_series_of_other_steps_than_the_maps_is_refused(series):
+    with pytest.raises(ValueError, match=r"series must be \(channels, 4\), .* got shape"):
+        SeriesView({"mine": maps(1, 1, 4, 4)}, series)
+
+
+def test_a_page_of_no_view_is_refused():
+    with pytest.raises(ValueError, match="views must hold at least one view"):
+        pages.as_page([])
+
+
+def test_curves_are_those_of_the_maps_in_view(tmp_path, picture):  # noqa: F811
+    """Also on the command line: rollout is more even than what the heads see."""
+    out = tmp_path / "maps.html"
+    run("image", "ea_vit_tiny", picture, *OPTIONS, "--show", "heads", "rollout", "--out", out)
+    heads, rollout = data_of(out.read_text(encoding="utf-8"))["views"]
+    (first,), (second,) = heads["models"], rollout["models"]
+    assert first["entropy"] != second["entropy"]
+
+
 def test_a_title_and_tokens_that_look_like_the_template():
     odd = "/*DATA*/</script><title></title>&amp;"
     page = pages.as_page([TokenView({"mine": maps(1, 1, 2, 2)}, [odd, "b"], [odd, "b"])], odd)

@@ -1,4 +1,4 @@
-"""The models of one's own in examples/ learn, check themselves, and the document about them."""
+"""The models of your own in examples/ learn, check themselves, and the document about them."""
 
 import re
 import sys

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples" / "results"))
@@ -18,7 +20,8 @@ import report  # noqa: E402
 import run  # noqa: E402
 from experiment import ExperimentError, python, set_start  # noqa: E402
 from experiments import EXPERIMENTS  # noqa: E402
-from with_timm import MEAN, STD  # noqa: E402
+from with_timm import MEAN, STD, read_images  # noqa: E402
+from with_transformers import STS_B_PAIRS, Example, split_sts_b  # noqa: E402
 
 import ea_fairseq  # noqa: E402, F401 (makes checkpoints loadable)
 from evolving_attention import WINDOWS, AttentionEvolution, collect_maps  # noqa: E402
@@ -153,6 +156,68 @@ def test_a_folder_of_others_is_refused(tmp_path, monkeypatch):
     assert "File exists" in error_of(tmp_path / "theirs" / "train.en")
     for _ in range(2):  # it is ours the second time
         assert "--data: there is no" in error_of(tmp_path / "work")
+
+
+def test_a_folder_prepared_from_other_data_is_refused(tmp_path):
+    run.claim(tmp_path / "work", tmp_path / "mine")
+    run.claim(tmp_path / "work", tmp_path / "mine")
+    with pytest.raises(ExperimentError, match="prepared from .*mine; give another folder for .*yo"):
+        run.claim(tmp_path / "work", tmp_path / "yours")
+
+
+@pytest.mark.parametrize("option", ["--out", "--keep"])
+def test_what_cannot_be_written_is_said_before_a_training(tmp_path, monkeypatch, option):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(run, "run", lambda *_: pytest.fail("it trains"))
+    arguments = ["run.py", "images", "--data", tmp_path, "--work", tmp_path / "work"]
+    arguments += ["--out", tmp_path / "json", option, tmp_path / "file"]
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+    with pytest.raises(SystemExit, match=f"run.py: error: .*{tmp_path / 'file'}"):
+        run.main()
+
+
+def test_a_job_that_is_named_twice_runs_once(tmp_path, monkeypatch, capsys):
+    jobs = []
+    monkeypatch.setattr(run, "run", lambda job, *_: jobs.append(job[1:]))
+    arguments = ["run.py", "images", "--data", tmp_path, "--work", tmp_path / "work"]
+    arguments += ["--out", tmp_path / "json", "--seeds", 2, 2, "--settings", "plain", "plain"]
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+    run.main()
+    assert jobs == [("plain", 2)]
+
+
+def test_images_from_a_folder_or_an_archive(tmp_path):
+    folder = tmp_path / "cifar10"
+    with pytest.raises(ExperimentError, match="no .*cifar10_15000.tar.gz, and no train and val"):
+        read_images(folder)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("frog", "cat"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    found = read_images(folder)
+    assert [len(x) for x in found] == [6, 6, 4, 4]
+    assert found[1].tolist() == [3] * 3 + [6] * 3  # the classes are in alphabetical order
+    assert torch.equal(found[2][1], torch.from_numpy(pixels).permute(2, 0, 1))
+    with tarfile.open(tmp_path / "cifar10_15000.tar.gz", "w:gz") as tar:
+        tar.add(folder, "cifar10")
+    assert all(map(torch.equal, read_images(tmp_path), found))
+    Image.new("RGB", (33, 32)).save(folder / "val" / "cat" / "large.png")
+    with pytest.raises(ExperimentError, match="large.png must have 32 x 32 pixels, got .33, 32"):
+        read_images(folder)
+    (folder / "val" / "cat" / "large.png").rename(folder / "val" / "large.png")
+    (folder / "val" / "cat").rename(folder / "val" / "cow")
+    with pytest.raises(ExperimentError, match="must be in a folder of airplane, automobile"):
+        read_images(folder)
+
+
+def test_the_official_training_file_of_sts_b_is_cut_in_two():
+    pairs = [Example((str(number),), "0") for number in range(STS_B_PAIRS)]
+    train, held_out = split_sts_b(pairs)
+    assert (len(train), len(held_out)) == (EXPERIMENTS["released-bert-sts-b"].examples, 1500)
+    assert sorted(train + held_out, key=lambda pair: int(pair.inputs[0])) == pairs
 
 
 def test_the_end_of_a_failed_command_is_shown(tmp_path):

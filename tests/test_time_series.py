@@ -1279,3 +1279,57 @@ def test_fairseq_names_unseen_labels_and_other_channels(tmp_path):
     test.write_text(head + "@data\n" + "\n".join(three) + "\n")
     with pytest.raises(ValueError, match=r"must have shape \(2, steps\)"):
         validate()
+
+
+def test_time_stamps_are_standardised():
+    """They vary by far less than their mean; a constant channel has no scale."""
+    stamps = 1.7e12 + np.arange(40).reshape(4, 1, 10) * 500.0
+    rng = np.random.default_rng(0)
+    for offset in (0.1, 7.3, 1e9 + 0.1, 1.7e18):
+        series = np.concatenate([stamps, np.full_like(stamps, offset)], axis=1)
+        found = Preparation.fit(list(series))
+        assert found.std[1] == 1
+        np.testing.assert_allclose(found.std[0], stamps.std(), rtol=1e-6)
+        for case in found(list(series[rng.permutation(4)])):
+            assert case.abs().max() < 2
+
+
+def test_values_too_large_are_named():
+    X = np.random.default_rng(0).normal(size=(4, 2, 9))
+    with np.errstate(over="ignore"):
+        with pytest.raises(ValueError, match="channel 1 has values too large"):
+            Preparation.fit(list(X * [[1.0], [1e200]]))
+        regressor = EADCTransformerRegressor(**SMALL, device="cpu")
+        with pytest.raises(ValueError, match="y has values too large"):
+            regressor.fit(X, np.array([1.0, 2.0, 3.0, 1e300]))
+
+
+def test_a_validation_loss_that_is_never_finite_is_an_error():
+    X, y = np.random.default_rng(0).normal(size=(12, 2, 9)), np.arange(12) % 2
+    options = {**SMALL, "n_epochs": 3, "n_estimators": 1, "device": "cpu", "random_state": 1}
+    classifier = EADCTransformerClassifier(**options, validation_fraction=0.3, patience=2)
+    seed = int(np.random.RandomState(1).randint(2**31))
+    _, held_out = split_off(12, 0.3, seed, y)
+    X[held_out[0]] *= 1e25
+    with pytest.raises(ValueError, match="validation_fraction holds out is never finite"):
+        classifier.fit(X, y)
+
+
+def test_maps_of_several_threads_do_not_mix():
+    X, y = np.random.default_rng(0).normal(size=(6, 2, 60)), np.arange(6) % 2
+    options = {**SMALL, "n_epochs": 1, "n_estimators": 1, "device": "cpu", "random_state": 1}
+    classifier = EADCTransformerClassifier(**options).fit(X, y)
+    expected = [classifier.attention_maps(X[i : i + 1]) for i in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        found = pool.map(lambda i: classifier.attention_maps(X[i : i + 1]), [*range(6)] * 5)
+    for number, maps in enumerate(found):
+        assert len(maps) == len(expected[0])
+        for ours, theirs in zip(maps, expected[number % 6], strict=True):
+            torch.testing.assert_close(ours.attn_probs, theirs.attn_probs)
+
+
+@pytest.mark.parametrize("text", ["1,2,3:a\n4,5,6:b\n", "@problemName x\n@classLabel true a\n"])
+def test_a_file_without_series_is_refused(tmp_path, text):
+    (tmp_path / "Bad_TRAIN.ts").write_text(text)
+    with pytest.raises(ValueError, match="Bad_TRAIN.ts holds no series: .*after a line @data"):
+        read("Bad", "train", str(tmp_path))

