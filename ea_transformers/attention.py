@@ -14,10 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from ea_transformers.cache import LayerWithRows
-from ea_transformers.configuration import EvolvingConfig
+from ea_transformers.configuration import NAME, EvolvingConfig
 from evolving_attention import AttentionEvolution, AttentionProbe
-
-NAME = "evolving"  # of the function among transformers' attention implementations
 
 
 class AttentionMaps(NamedTuple):

@@ -1,10 +1,11 @@
 """The rows of earlier maps that incremental decoding needs, kept in transformers' cache."""
 
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Optional
+from contextlib import nullcontext
+from typing import Any, Callable, ContextManager, Deque, Dict, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
@@ -52,8 +53,9 @@ class LayerWithRows(CacheLayerMixin):
         else:
             kept = kept[..., :keys]  # fewer if tokens have been taken back
             last = kept[:, :, kept.size(2) - self.reach :]
-        evolved, _ = evolution.step(attn_logits, prev_attn_logits, absent, last)
-        alpha, _ = evolution.mixing_weights(attn_logits)
+        with weights_of(evolution):
+            evolved, _ = evolution.step(attn_logits, prev_attn_logits, absent, last)
+            alpha, _ = evolution.mixing_weights(attn_logits)
         a_in = mix(attn_logits, prev_attn_logits, alpha, absent)
         kept = torch.cat([F.pad(kept, (0, keys - kept.size(3))), a_in], dim=2)
         # Assisted decoding takes back the tokens that the model refuses; from an assistant, also
@@ -104,6 +106,15 @@ class LayerWithRows(CacheLayerMixin):
         """As in transformers."""
         super().batch_select_indices(indices)
         self.each(lambda rows: rows[indices])
+
+
+def weights_of(module: nn.Module) -> ContextManager[None]:
+    """Brings the weights of a module that accelerate has offloaded, as calling it would."""
+    if not hasattr(module, "_hf_hook"):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    return align_module_device(module)
 
 
 class DynamicLayerWithRows(LayerWithRows, DynamicLayer):

@@ -8,6 +8,8 @@ from transformers import BertConfig, PreTrainedConfig, RobertaConfig, T5Config
 from evolving_attention.checks import check_flag, check_kernel_size, check_unit_interval
 
 ATTENTIONS = ("encoder", "decoder", "cross")
+NAME = "evolving"  # of the attention function, in transformers' registry
+REPLACED = ("eager", "sdpa")  # the functions of transformers in whose place it is used
 
 
 class EvolvingConfig(PreTrainedConfig):
@@ -67,6 +69,16 @@ class EvolvingConfig(PreTrainedConfig):
     @output_attentions.setter
     def output_attentions(self, value: bool) -> None:
         self._output_attentions = value
+
+    @property
+    def _attn_implementation(self) -> Any:
+        """The name of the attention function, also where a model around this one sets another."""
+        name = self._attn_implementation_internal
+        return NAME if name in REPLACED else name
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: Any) -> None:
+        PreTrainedConfig._attn_implementation.fset(self, value)
 
     def validate_output_attentions(self) -> None:
         """Does nothing: transformers forbids it for all but its own eager attention."""

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ea_transformers.attention import NAME
-from ea_transformers.configuration import EvolvingConfig
+from ea_transformers.configuration import NAME, REPLACED, EvolvingConfig
 from evolving_attention import AttentionEvolution
 from evolving_attention.modules import is_number, is_rounded, shortest_number
 
@@ -60,21 +59,27 @@ class EvolvingPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def _check_and_adjust_attn_implementation(
-        self, attn_implementation: Optional[str], *args: Any, **kwargs: Any
+    def get_correct_attn_implementation(
+        self, requested_attention: Optional[str], is_init_check: bool = False
     ) -> str:
         """The map-keeping attention, in place of the eager one and of the default.
 
         Raises:
             ValueError: another one is asked for.
         """
-        if attn_implementation not in (None, "eager", "sdpa", NAME):
+        if requested_attention not in (None, *REPLACED, NAME):
             raise ValueError(
                 f"attn_implementation must be left out, 'eager' or 'sdpa', got "
-                f"{attn_implementation!r}: attention maps evolve from layer to layer, and no fused "
+                f"{requested_attention!r}: attention maps evolve from layer to layer, and no fused "
                 "kernel returns its map. For all three, the model computes the map itself"
             )
         return NAME
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: Optional[str], *args: Any, **kwargs: Any
+    ) -> str:
+        """Asks nothing else, where transformers would also look for kernels."""
+        return self.get_correct_attn_implementation(attn_implementation)
 
     @classmethod
     def from_pretrained(

@@ -150,8 +150,8 @@ class EAT5Stack(EvolvingT5PreTrainedModel, t5.T5Stack):
         **kwargs: Any,
     ) -> Any:
         """As in transformers."""
-        if self.is_decoder and attention_mask is not None:
-            tokens = input_ids if inputs_embeds is None else inputs_embeds
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if self.is_decoder and attention_mask is not None and tokens is not None:
             past = 0 if cache is None else cache.get_seq_length()
             kwargs["padded_queries"] = padded_queries(attention_mask, tokens.size(1), past)
         return super().forward(

@@ -92,6 +92,18 @@ def predict(model, tokenizer, inputs, task):
     return found
 
 
+@pytest.mark.parametrize("host", ["bert", "t5"])
+def test_classes_from_a_model_of_a_regression(checkpoints, tmp_path, host):
+    script.build(glue.TASKS["STS-B"], str(checkpoints[host])).save_pretrained(tmp_path / "scores")
+    model = script.build(glue.TASKS["RTE"], str(tmp_path / "scores"))
+    inputs, labels = torch.randint(3, 9, (2, 7)), torch.tensor([0, 1])
+    if host == "t5":
+        inputs[:, -1] = model.config.eos_token_id
+    outputs = model.eval()(input_ids=inputs, labels=labels)
+    expected = torch.nn.functional.cross_entropy(outputs.logits, labels)
+    torch.testing.assert_close(outputs.loss, expected)
+
+
 def test_a_finished_run_is_shown_again(raw, checkpoints, tmp_path, capsys, monkeypatch):  # noqa: F811
     """Without training, also when predictions are asked for only then."""
     out = tmp_path / "out"

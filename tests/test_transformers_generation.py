@@ -260,3 +260,21 @@ def test_training_does_not_need_the_cache(source):
         gradients.append([p.grad.clone() for p in model.parameters()])
     for with_cache, without in zip(*gradients, strict=True):
         torch.testing.assert_close(with_cache, without, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [EVOLVING, {**EVOLVING, "ea_learnable": True}])
+def test_weights_that_accelerate_has_offloaded(source, options):
+    """It brings them when a module is called, and takes them away afterwards."""
+    accelerate = pytest.importorskip("accelerate")
+    model, target = build(**options), tokens(2, 8, seed=3)
+    expected = forced(model, source, target)
+    tokens_of_greedy_search = model.generate(**source, **LONG)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    evolution = model.decoder.block[1].layer[0].SelfAttention.evolution
+    assert evolution.weight.is_meta
+    outputs = model(**source, decoder_input_ids=target[:, :3], use_cache=True)
+    rest = model(**source, decoder_input_ids=target[:, 3:], cache=outputs.cache, use_cache=True)
+    assert evolution.weight.is_meta
+    logits = torch.cat([outputs.logits, rest.logits], dim=1)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    assert torch.equal(model.generate(**source, **LONG), tokens_of_greedy_search)

@@ -421,3 +421,38 @@ def test_encoders_take_no_cache():
         model(tokens(1, 5), cache=transformers.DynamicCache())
     with pytest.raises(ValueError, match="encoder_hidden_states must be None"):
         model(tokens(1, 5), encoder_hidden_states=torch.zeros(1, 5, 32))
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_a_model_around_ours_sets_the_attention(name):
+    """With our configuration as its own, and with ours as one of several."""
+
+    class Around(transformers.BertPreTrainedModel):
+        config_class = ea_transformers.EABertConfig
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.bert = ea_transformers.EABertModel(config)
+            self.post_init()
+
+    around = Around(evolving("bert", "Model").config).eval()
+    pair = transformers.EncoderDecoderModel(
+        encoder=evolving("bert", "Model"),
+        decoder=plain("bert", "LMHeadModel", is_decoder=True, add_cross_attention=True),
+    )
+    for model, ours in ((around, around.bert), (pair, pair.encoder)):
+        expected = ours(tokens(2, 9))[0]
+        model.set_attn_implementation(name)
+        assert torch.equal(ours(tokens(2, 9))[0], expected)
+        ours.config._attn_implementation = name
+        assert torch.equal(ours(tokens(2, 9))[0], expected)
+    assert pair.decoder.config._attn_implementation == name
+    with pytest.raises(ValueError, match="attn_implementation must be left out.*got 'flex_attent"):
+        pair.encoder.get_correct_attn_implementation("flex_attention")
+
+
+def test_a_forgotten_target_is_named_as_by_the_plain_model():
+    source = tokens(2, 5)
+    for model in (evolving("t5", "Model"), plain("t5", "Model")):
+        with pytest.raises(ValueError, match="exactly one of .*input_ids"):
+            model(source, decoder_attention_mask=torch.ones(2, 4, dtype=torch.long))

@@ -66,9 +66,8 @@ def build(task: Task, model: str, plain: bool = False, **evolution: Any) -> torc
     host = config.model_type.removeprefix("ea_")
     options: dict[str, Any] = {"num_labels": len(task.labels) or 1}
     options["ignore_mismatched_sizes"] = config.num_labels != options["num_labels"]
-    if task.is_regression:
-        options["problem_type"] = "regression"
-    else:
+    options["problem_type"] = "regression" if task.is_regression else "single_label_classification"
+    if not task.is_regression:
         options["id2label"] = dict(enumerate(task.labels))
         options["label2id"] = {label: i for i, label in enumerate(task.labels)}
     if plain:
