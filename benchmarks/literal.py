@@ -24,7 +24,7 @@ class LiteralEvolution(AttentionEvolution):
         mask: Tensor | None = None,
         window: str | None = None,
     ) -> Tensor:
-        alpha, beta = self.mixing_weights(attn_logits)
+        alpha, beta = self.mixing_weights()
         a_in = alpha * prev_attn_logits + (1 - alpha) * attn_logits
         if mask is not None:
             a_in = a_in.masked_fill(mask, 0)

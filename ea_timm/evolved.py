@@ -12,7 +12,8 @@ class Evolved(NamedTuple):
     """What every block returns: ``x, attn_logits = block(x, attn_logits)``.
 
     A hook that expects timm's output can use it like the features: ``output.detach()``,
-    ``output[:, 0]`` and the like work. ``output[0]`` is all of the features, as in any tuple.
+    ``output[:, 0]``, ``output[:4]`` and the like work. ``output[0]`` is all of the features and
+    ``len(output)`` 2, as in any tuple of two.
 
     Attributes:
         features: what timm's block returns.
@@ -30,8 +31,8 @@ class Evolved(NamedTuple):
         return getattr(self.features, name)
 
     def __getitem__(self, index: Any) -> Any:
-        """A member of the tuple, or for a tuple as index, a part of the features."""
-        return self.features[index] if isinstance(index, tuple) else tuple.__getitem__(self, index)
+        """A member of the tuple for an int, and for any other index a part of the features."""
+        return tuple.__getitem__(self, index) if type(index) is int else self.features[index]
 
 
 class HandsMapOn:

@@ -128,7 +128,9 @@ class EvolvingAttention(Attention):
         masks = masks_of(attn_logits, attn_mask, is_causal)
         if self.evolution is not None:
             prev_attn_logits = map_before(prev_attn_logits)
-            attn_logits = self.evolution(attn_logits, prev_attn_logits, masks.absent, masks.window)
+            # Without a convolution, which would spread them, hidden cells may stay as they are.
+            absent = None if self.evolution.weight is None else masks.absent
+            attn_logits = self.evolution(attn_logits, prev_attn_logits, absent, masks.window)
         attn_probs = maybe_add_mask(attn_logits, masks.bias).softmax(dim=-1)
         attn_probs = maybe_clear(attn_probs, masks.empty)
         attn_probs = self.attn_drop(self.probe(attn_probs, attn_logits))

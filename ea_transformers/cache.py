@@ -55,7 +55,7 @@ class LayerWithRows(CacheLayerMixin):
             last = kept[:, :, kept.size(2) - self.reach :]
         with weights_of(evolution):
             evolved, _ = evolution.step(attn_logits, prev_attn_logits, absent, last)
-            alpha, _ = evolution.mixing_weights(attn_logits)
+            alpha, _ = evolution.mixing_weights()
         a_in = mix(attn_logits, prev_attn_logits, alpha, absent)
         kept = torch.cat([F.pad(kept, (0, keys - kept.size(3))), a_in], dim=2)
         # Assisted decoding takes back the tokens that the model refuses; from an assistant, also

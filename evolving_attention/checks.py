@@ -24,6 +24,12 @@ def check_maps(attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Ten
             "prev_attn_logits must be the map of the previous layer, got None: the first layer, "
             "which has none, needs no evolution"
         )
+    if not isinstance(attn_logits, Tensor):
+        raise ValueError(f"attn_logits must be a tensor, got {type(attn_logits).__name__}")
+    if not isinstance(prev_attn_logits, Tensor):
+        raise ValueError(
+            f"prev_attn_logits must be a tensor, got {type(prev_attn_logits).__name__}"
+        )
     if attn_logits.dim() != 4:
         raise ValueError(
             f"attn_logits must be (batch, heads, queries, keys), got shape {attn_logits.shape}"
@@ -46,6 +52,8 @@ def check_maps(attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Ten
 
 def check_mask(name: str, mask: Tensor, attn_logits: Tensor) -> None:
     """The mask is bool and broadcastable to the map without enlarging it."""
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"{name} must be a tensor of dtype torch.bool, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
         raise ValueError(f"{name} must be of dtype torch.bool (True: no cell), got {mask.dtype}")
     if not expands_to(mask, attn_logits):
@@ -120,7 +128,7 @@ def is_mask(number: float) -> bool:
 
 def check_heads(attn_logits: Tensor, num_heads: int) -> None:
     """The map has as many heads as the layer."""
-    if attn_logits.dim() == 4 and attn_logits.size(1) != num_heads:
+    if attn_logits.size(1) != num_heads:
         raise ValueError(
             f"attn_logits has {attn_logits.size(1)} heads, this layer was made with "
             f"num_heads={num_heads}"
@@ -174,10 +182,8 @@ def check_weights(
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not isinstance(value, Tensor):
             check_unit_interval(name, value)
-            continue
-        if value.numel() != 1:
+        elif value.numel() != 1:
             raise ValueError(f"{name} must be a number or a tensor of one, got shape {value.shape}")
-        check_dtype(name, value, attn_logits)
 
 
 def check_dtype(name: str, value: Tensor, attn_logits: Tensor) -> None:

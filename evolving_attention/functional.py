@@ -39,8 +39,8 @@ def evolve(
         weight: (H, H, K, K), K odd, of the same dtype unless autocast is on; None for no
             convolution, whatever `beta` is.
         bias: (H,), likewise.
-        alpha: weight of the previous map, in [0, 1]; if learned, a tensor of one element and of
-            the same dtype, whose range is not checked.
+        alpha: weight of the previous map, in [0, 1]; if learned, a tensor of one element,
+            whose range is not checked.
         beta: weight of the convolution, in [0, 1]; likewise.
         window: "bidirectional" (centred), "causal" (current and earlier queries and keys,
             for a decoder's self-attention) or "cross" (current and earlier queries, centred
@@ -163,7 +163,9 @@ def lerp(start: Tensor, end: Tensor, weight: Union[float, Tensor]) -> Tensor:
     """weight * end + (1 - weight) * start, for a number or a tensor of one element."""
     # Some converters do not support lerp. TorchScript needs the first condition to leave this out.
     if not torch.jit.is_scripting() and in_graph():
+        if isinstance(weight, Tensor):
+            weight = weight.to(start.dtype)
         return weight * end + (1 - weight) * start
     if isinstance(weight, Tensor):  # TorchScript needs the type to choose the overload
-        return torch.lerp(start, end, weight)
+        return torch.lerp(start, end, weight.to(start.dtype))
     return torch.lerp(start, end, weight)

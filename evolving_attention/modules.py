@@ -176,11 +176,11 @@ class AttentionEvolution(nn.Module):
         self, attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Tensor]
     ) -> Tuple[Tensor, Union[float, Tensor]]:
         """A_in of checked maps, (B, H, T, S), and beta."""
-        check_heads(attn_logits, self.num_heads)
         check_maps(attn_logits, prev_attn_logits, mask)
+        check_heads(attn_logits, self.num_heads)
         if not torch.jit.is_scripting():
             self.check_values(attn_logits, prev_attn_logits, mask)
-        alpha, beta = self.mixing_weights(attn_logits)
+        alpha, beta = self.mixing_weights()
         return mix(attn_logits, prev_attn_logits, alpha, mask), beta
 
     @torch.jit.unused
@@ -196,10 +196,10 @@ class AttentionEvolution(nn.Module):
             check_unmasked(attn_logits, prev_attn_logits, mask, self.learnable)
             self.checked = True
 
-    def mixing_weights(self, like: Tensor) -> Tuple[Union[float, Tensor], Union[float, Tensor]]:
-        """alpha and beta for use: numbers, or tensors of `like`'s dtype if learnable."""
+    def mixing_weights(self) -> Tuple[Union[float, Tensor], Union[float, Tensor]]:
+        """alpha and beta for use: numbers, or tensors of shape (1,) if learnable."""
         if self.learnable:
-            return _unit(self.alpha).to(like.dtype), _unit(self.beta).to(like.dtype)
+            return _unit(self.alpha), _unit(self.beta)
         return self.mixing[0], self.mixing[1]
 
     def extra_repr(self) -> str:
@@ -223,7 +223,7 @@ class AttentionEvolution(nn.Module):
         if not self.learnable:
             alpha, beta = (
                 shortest_number(state_dict[f"{prefix}{name}"])
-                if name in options and is_number(state_dict.get(f"{prefix}{name}"))
+                if name in options and is_number(state_dict.get(f"{prefix}{name}"), finite=True)
                 else number
                 for name, number in zip(("alpha", "beta"), self.mixing, strict=True)
             )
@@ -295,9 +295,11 @@ class AttentionEvolution(nn.Module):
         )
 
 
-def is_number(stored: Optional[Tensor]) -> bool:
-    """Whether an entry of a checkpoint exists and is one number."""
-    return stored is not None and stored.numel() == 1 and not stored.is_meta
+def is_number(stored: Optional[Tensor], finite: bool = False) -> bool:
+    """Whether an entry of a checkpoint exists and is one number, and if asked for, a finite one."""
+    if stored is None or stored.numel() != 1 or stored.is_meta:
+        return False
+    return not finite or bool(stored.isfinite())
 
 
 def is_zero(stored: Optional[Tensor]) -> bool:
@@ -319,8 +321,10 @@ def is_rounded(number: float, stored: Tensor) -> bool:
 
 
 def shortest_number(stored: Tensor) -> float:
-    """The number with the fewest digits that rounds to `stored`, of one element."""
+    """The number with the fewest digits that rounds to `stored`, of one element; NaN is kept."""
     value = stored.clamp(0.0, 1.0).item()
+    if math.isnan(value):
+        return value
     numbers = (float(f"{value:.{digits}g}") for digits in range(1, 18))
     return next(number for number in numbers if is_rounded(number, stored.clamp(0.0, 1.0)))
 

@@ -159,11 +159,10 @@ def test_causal_window_sees_no_future():
 
 def test_learned_mixing_stays_in_the_unit_interval_and_comes_back():
     layer = AttentionEvolution(HEADS, 0.0, 1.0, learnable=True).double()
-    logits, _ = maps()
     with torch.no_grad():
         layer.alpha.fill_(-0.5)
         layer.beta.fill_(1.5)
-    alpha, beta = layer.mixing_weights(logits)
+    alpha, beta = layer.mixing_weights()
     assert (alpha, beta) == (0.0, 1.0)
     (alpha + 2 * beta).backward()  # as without bounds
     assert (layer.alpha.grad, layer.beta.grad) == (1, 2)
@@ -268,20 +267,40 @@ def test_other_dtypes_are_named():
     for name, wrong in (
         ("weight", layer.weight.float()),
         ("bias", layer.bias.float()),
-        ("alpha", learned.float()),
-        ("beta", learned.float()),
     ):
         with pytest.raises(ValueError, match=f"^{name} has dtype torch.float32, attn_logits"):
             evolve(logits, prev, **{**weights, name: wrong})
     expected = evolve(logits, prev, **weights)
-    given = evolve(logits, prev, **{**weights, "alpha": learned, "beta": learned})
-    torch.testing.assert_close(given, expected)
+    for number in (learned, learned.float()):  # as a module has it, whatever the map's dtype
+        given = evolve(logits, prev, **{**weights, "alpha": number, "beta": number})
+        torch.testing.assert_close(given, expected, atol=1e-6, rtol=1e-6)
     with pytest.raises(ValueError, match="attn_logits must have a floating-point dtype, got .*64"):
         layer(logits.long(), prev.long())
     weights = {**weights, "weight": layer.weight.float(), "bias": layer.bias.float()}
     with torch.autocast("cpu"):  # which casts the weights
         half = evolve(logits.bfloat16(), prev.bfloat16(), **weights)
     torch.testing.assert_close(half.double(), expected, atol=0.05, rtol=0.05)
+
+
+def test_what_is_no_tensor_is_named():
+    layer = AttentionEvolution(HEADS, 0.1, 0.1).double()
+    logits, prev = maps()
+    for name in ("attn_logits", "prev_attn_logits", "mask"):
+        given = {"attn_logits": logits, "prev_attn_logits": prev, name: np.zeros(3, dtype=bool)}
+        with pytest.raises(ValueError, match=f"{name} must be a tensor.*, got ndarray"):
+            layer(**given)
+
+
+def test_a_checkpoint_with_nan_is_named():
+    diverged = AttentionEvolution(HEADS, 0.1, 0.1, learnable=True)
+    diverged.alpha.data.fill_(float("nan"))
+    layer = AttentionEvolution(HEADS, 0.3, 0.1)
+    layer.adopt(diverged.state_dict(), "", ["alpha", "beta"])
+    assert layer.mixing == (0.3, 0.1)
+    with pytest.raises(
+        RuntimeError, match="alpha is nan in the checkpoint, .* made with alpha=0.3"
+    ):
+        layer.load_state_dict(diverged.state_dict())
 
 
 def test_bad_maps():

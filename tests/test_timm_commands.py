@@ -104,6 +104,9 @@ def test_digits(tmp_path, monkeypatch, capsys):
         (["--batch-size", 5000, "--overwrite"], "--batch-size must be 1450 or less"),
         (["--epochs", 0], "--epochs: must be a whole number of at least 1, got 0"),
         (["--model-kwargs", "alpha=3", "--overwrite"], "--model-kwargs: alpha must lie in"),
+        (["--model-kwargs", "patch_size=0", "--overwrite"], "--model-kwargs: "),
+        (["--model-kwargs", "global_pool=foo", "--overwrite"], "--model-kwargs: "),
+        (["--model-kwargs", "in_chans=1", "--overwrite"], "--model-kwargs: "),
         ([], "digits/ea_vit_tiny.pth already exists; choose another name, or add --overwrite"),
     ):
         assert message in error_of_digits(capsys, *options)

@@ -115,14 +115,16 @@ def test_hooks_of_a_resnet_see_features(part):
 def test_hooks_of_a_vit_see_tokens():
     model = create_vit()
     got = hooked(model, "blocks.2")
-    class_tokens = []
+    class_tokens, first = [], []
     model.blocks[2].register_forward_hook(lambda *args: class_tokens.append(args[2][:, 0]))
+    model.blocks[2].register_forward_hook(lambda *args: first.append(args[2][:1]))
     model(images())[:, 1].sum().backward()
     features = model.forward_intermediates(
         images(), [2], output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
     )
     ((patches, prefix),) = features
     assert torch.equal(got[0], torch.cat([prefix, patches], dim=1))
+    assert torch.equal(first[0], got[0][:1])
     assert torch.equal(class_tokens[0], prefix[:, 0])
     assert got[1].shape == got[0].shape and got[1].abs().sum() > 0
 

@@ -113,7 +113,10 @@ def test_without_evolution_masks_mean_what_they_mean_in_timm():
     bias = torch.randn(17, 17, dtype=torch.float64)
     allowed = torch.rand(2, 1, 17, 17) > 0.3
     allowed[..., 0] = True
-    for options in ({"attn_mask": bias}, {"attn_mask": allowed}, {"is_causal": True}):
+    hidden = torch.ones(2, 1, 1, 17, dtype=torch.bool)
+    hidden[..., 0] = hidden[1, ..., 9:] = False
+    masks = ({"attn_mask": bias}, {"attn_mask": allowed}, {"attn_mask": hidden})
+    for options in (*masks, {"is_causal": True}):
         expected = plain.forward_features(x, **options)
         torch.testing.assert_close(model.forward_features(x, **options), expected)
 

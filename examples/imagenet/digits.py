@@ -137,11 +137,12 @@ def main() -> None:
     except (DataError, OSError) as error:
         parser.error(f"--folder: {error}")
     # Half of ViT-Tiny's depth is enough for digits, and sixteen patches.
-    is_vit = args.model.removeprefix("ea_").startswith(("vit_", "deit_"))
+    is_vit = args.model.removeprefix("ea_").startswith(("vit_", "deit_", "deit3_"))
     sizes = {"img_size": SIZE, "patch_size": 8, "depth": 6} if is_vit else {}
     try:
         model = timm.create_model(args.model, num_classes=10, **{**sizes, **args.model_kwargs})
-    except (TypeError, ValueError) as error:
+        model.eval()(torch.zeros(1, 3, SIZE, SIZE))
+    except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
         parser.error(f"--model-kwargs: {error}")
     train, validation = (
         loader(args.folder, split, args.batch_size) for split in ("train", "validation")
