@@ -261,7 +261,9 @@ class AttentionEvolution(nn.Module):
                 if convolves or not self.learnable:
                     state_dict[key] = torch.tensor([number])
             elif not self.learnable and is_number(stored):
-                if not is_rounded(number, stored.clamp(0.0, 1.0)):  # a learned one may lie outside
+                stored = stored.clamp(0.0, 1.0)  # a learned one may lie outside
+                dtype = getattr(self, name).dtype
+                if not (is_rounded(number, stored) or is_average(number, stored, dtype)):
                     error_msgs.append(
                         f"{key} is {shortest_number(stored)} in the checkpoint, but this model was "
                         f"made with {name}={number}: make it with "
@@ -307,10 +309,20 @@ def is_zero(stored: Optional[Tensor]) -> bool:
     return stored is not None and is_number(stored) and stored.item() == 0
 
 
+def is_average(number: float, stored: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `stored`, of one element, may be a moving average of `number` in half precision.
+
+    fairseq computes that in float32 and loads it into a model of `dtype` at each update. It moves
+    away from the number by one rounding at a time, but hardly by more than bfloat16's first one.
+    """
+    in_half = dtype in (torch.float16, torch.bfloat16)
+    return in_half and abs(stored.item() - number) <= 4e-3 * number
+
+
 def is_rounded(number: float, stored: Tensor) -> bool:
     """Whether `stored`, of one element, is `number` in some floating-point precision.
 
-    A moving average of the weights may differ by a few roundings of float32.
+    A moving average in float32 of a number in float32 may differ by a few roundings.
     """
     value = stored.double().cpu()
     exact = torch.tensor([number], dtype=torch.float64)

@@ -220,3 +220,19 @@ def test_shortest_number(number, dtype):
     assert is_rounded(shortest_number(stored), stored)
     if number in (0.1, 0.25):
         assert shortest_number(stored) == number
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("decay", [0.99, 0.9998, 0.9999, 0.99999])
+def test_moving_averages_of_half_precision_are_the_same_model(dtype, decay):
+    """fairseq averages in float32 and loads the average into the model at each update."""
+    numbers = [number / 20 for number in range(21)]
+    layers = [AttentionEvolution(2, number, number).to(dtype) for number in numbers]
+    averages = torch.stack([layer.alpha for layer in layers]).float()
+    for _ in range(4000):
+        averages.mul_(decay).add_(torch.stack([x.alpha for x in layers]), alpha=1 - decay)
+    for layer, average in zip(layers, averages, strict=True):
+        layer.load_state_dict({**layer.state_dict(), "alpha": average, "beta": average})
+    other = {**layers[2].state_dict(), "alpha": torch.tensor([0.11])}
+    with pytest.raises(RuntimeError, match="alpha is 0.11 in the checkpoint"):
+        layers[2].load_state_dict(other)
