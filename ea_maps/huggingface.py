@@ -19,6 +19,12 @@ MODELS = {
     "roberta": ea_transformers.EARobertaModel,
     "t5": ea_transformers.EAT5ForConditionalGeneration,
 }
+# The classes of T5 that write no text. In the second group, the decoder reads the sentence itself.
+ENCODERS = (ea_transformers.EAT5EncoderModel, ea_transformers.EAT5ForTokenClassification)
+CLASSIFIERS = (
+    ea_transformers.EAT5ForSequenceClassification,
+    ea_transformers.EAT5ForQuestionAnswering,
+)
 # Each attention's name in a picture, and in transformers' modules.
 ATTENTIONS = {
     "encoder": ("encoder.", ("SelfAttention", ".self")),
@@ -59,8 +65,9 @@ def load(path: Path, data: Optional[Path] = None) -> Checkpoint:
             f"{path} holds a model of type {host}; it must be one of {', '.join(MODELS)}"
         )
     model_class = MODELS[host]
-    if host == "t5" and "Encoder" in str(config.architectures):
-        model_class = ea_transformers.EAT5EncoderModel
+    for reader in (*ENCODERS, *CLASSIFIERS):
+        if reader.__name__.removeprefix("EA") in str(config.architectures):
+            model_class = reader
     evolving = config.model_type.startswith("ea_")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # heads that draw nothing are left out
@@ -136,9 +143,9 @@ def translate(checkpoint: Checkpoint, source: Tensor) -> Tensor:
 def maps_of(
     checkpoint: Checkpoint, source: Tensor, target: Optional[Tensor]
 ) -> Dict[str, List[AttentionMap]]:
-    """The maps of one forward pass, by attention; `target` is None for an encoder."""
+    """The maps of one forward pass, by attention; `target` is None unless the model writes text."""
     model, _ = checkpoint
-    with torch.no_grad(), collect_maps(model) as maps:
+    with torch.no_grad(), collect_maps(model.base_model) as maps:
         if target is None:
             model(source)
         else:
@@ -152,6 +159,8 @@ def axes_of(
     """The tokens of the queries and of the keys of each attention's map."""
     read = names_of(checkpoint, source)
     axes = {"encoder": (read, read)}
+    if isinstance(checkpoint.model, CLASSIFIERS):
+        target = source
     if target is not None:
         fed = names_of(checkpoint, decoder_input(checkpoint, target))
         axes |= {"decoder": (fed, fed), "encoder-decoder": (fed, read)}

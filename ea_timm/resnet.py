@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple
 from timm.models import checkpoint_seq, generate_default_cfgs
 from timm.models._features import feature_take_indices
-from timm.models._input import update_model_args
+from timm.models._input import update_model_args, update_model_input_size
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
@@ -241,19 +241,24 @@ class EvolvingResNet(ResNet, EvolvingModel):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def adopt_img_size(self, state_dict: Dict[str, Tensor], prefix: str) -> None:
-        """Records the image size of tables that will replace the model's, see RelativeLogits2d."""
+        """Records the image size of tables that will replace the model's, see RelativeLogits2d.
+
+        timm's nominal size follows. Both are rounded up to whole cells of the map.
+        """
         modules = self.named_modules(prefix=prefix.rstrip("."))
         tables = [(name, x) for name, x in modules if isinstance(x, RelativeLogits2d)]
         if not tables or tables[0][1].keeps_size:
             return
         name, own = tables[0]
         given = [state_dict.get(f"{name}.{axis}") for axis in ("r_height", "r_width")]
-        self.img_size = tuple(
-            size if new is None else size * (len(new) + 1) // (len(old) + 1)
-            for size, old, new in zip(
-                self.img_size, (own.r_height, own.r_width), given, strict=True
+        if all(table is not None for table in given):
+            self.img_size = tuple(
+                size * (len(new) + 1) // (len(old) + 1)
+                for size, old, new in zip(
+                    self.img_size, (own.r_height, own.r_width), given, strict=True
+                )
             )
-        )
+            update_model_input_size(self, self.img_size)
 
     def stem(self, x: Tensor) -> Tensor:
         """Images (batch, channels, height, width) -> the features before the pooling."""

@@ -8,6 +8,7 @@ from ea_maps import huggingface
 from ea_maps.__main__ import main
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
 
 WORDS = ["[PAD]", "</s>", "[UNK]", *(f"w{i}" for i in range(57))]
 
@@ -81,11 +82,31 @@ def test_a_translation(tmp_path, capsys):
     assert written.size(1) < 20
 
 
-def test_an_encoder_of_t5(tmp_path):
-    checkpoint = huggingface.load(save(evolving("t5", "EncoderModel"), tmp_path / "encoder"))
+@pytest.mark.parametrize("make", [evolving, plain])
+@pytest.mark.parametrize("part", ["EncoderModel", "ForTokenClassification"])
+def test_an_encoder_of_t5(part, make, tmp_path):
+    checkpoint = huggingface.load(save(make("t5", part), tmp_path / "encoder"))
     assert not huggingface.is_translation(checkpoint)
     source = huggingface.encode(checkpoint, "w1 w2")
     assert list(huggingface.maps_of(checkpoint, source, None)) == ["encoder"]
+    assert list(huggingface.axes_of(checkpoint, source, None)) == ["encoder"]
+
+
+@pytest.mark.parametrize("make", [evolving, plain])
+@pytest.mark.parametrize("part", ["ForSequenceClassification", "ForQuestionAnswering"])
+def test_a_classifier_of_t5_reads_the_sentence_twice(part, make, tmp_path):
+    model = make("t5", part)
+    folder = save(model, tmp_path / "classifier")
+    run("sentence", folder, "w1 w2", "--out", tmp_path / "maps.npz")
+    checkpoint = huggingface.load(folder)
+    source = huggingface.encode(checkpoint, "w1 w2")
+    read, fed = ["w1", "w2", "</s>"], ["[PAD]", "w1", "w2"]
+    axes = huggingface.axes_of(checkpoint, source, None)
+    assert axes == {"encoder": (read, read), "decoder": (fed, fed), "encoder-decoder": (fed, read)}
+    maps = huggingface.maps_of(checkpoint, source, None)
+    outputs = model(source, output_attentions=True)
+    for found, probabilities in zip(maps["encoder-decoder"], outputs.cross_attentions, strict=True):
+        torch.testing.assert_close(found.attn_probs, probabilities)
 
 
 def test_misuse_is_an_error(tmp_path):
@@ -93,10 +114,14 @@ def test_misuse_is_an_error(tmp_path):
     electra = transformers.ElectraModel(
         transformers.ElectraConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1)
     )
-    parts = save(plain("t5", "ForTokenClassification"), tmp_path / "parts")
+    parts = save(plain("t5", "ForConditionalGeneration"), tmp_path / "parts")
+    weights = safetensors.load_file(parts / "model.safetensors")
+    weights = {name: x for name, x in weights.items() if "decoder.block.1" not in name}
+    safetensors.save_file(weights, parts / "model.safetensors", {"format": "pt"})
     short = save(plain("bert", "Model", max_position_embeddings=8), tmp_path / "short")
     few = save(plain("bert", "Model", vocab_size=4), tmp_path / "few")
     t5 = save(plain("t5", "ForConditionalGeneration"), tmp_path / "t5")
+    classifier = save(evolving("t5", "ForSequenceClassification"), tmp_path / "classifier")
     nameless = save(plain("bert", "Model"), tmp_path / "nameless")
     settings = nameless / "tokenizer_config.json"
     settings.write_text(settings.read_text().replace('"unk_token": "[UNK]"', '"unk_token": null'))
@@ -112,6 +137,7 @@ def test_misuse_is_an_error(tmp_path):
         ((bert, "x y"), "knows none of the words of 'x y'"),
         ((bert, " ".join(["w1"] * 48)), "takes at most 48 tokens, the sentence has 49"),
         ((bert, "w1", "--target", "w2"), "this model does not translate"),
+        ((classifier, "w1", "--target", "w2"), "this model does not translate"),
         ((bert, "w1", "--data", tmp_path), "--data is for checkpoints of fairseq"),
         (
             (save(electra, tmp_path / "electra"), "w1"),

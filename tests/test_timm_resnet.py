@@ -267,6 +267,7 @@ def test_tables_take_the_size_of_those_in_the_file():
     loaded.load_state_dict(trained.state_dict())
     assert attentions(loaded)[0].position.r_height is table
     assert loaded.img_size == trained.img_size == (160, 160)
+    assert timm.models.get_model_input_config(loaded)["input_size"] == (3, 160, 160)
     for size in (160, 96):
         assert torch.equal(loaded(images(1, size, size)), trained(images(1, size, size)))
     loaded.load_state_dict(create(img_size=(64, 96)).state_dict())
