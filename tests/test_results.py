@@ -78,7 +78,7 @@ def test_comparison():
     ours = results({1: 4.0, 2: 4.0, 3: 4.0, 5: 0.0}, seconds=1.5)
     found = report.compare(plain, ours, "loss")
     assert found.seeds == [1, 2, 3]
-    assert (found.plain, found.ours, found.difference, found.time) == (6.0, 4.0, -2.0, 1.5)
+    assert (found.other, found.ours, found.difference, found.time) == (6.0, 4.0, -2.0, 1.5)
     np.testing.assert_allclose(found.error, 1 / 3**0.5)
     np.testing.assert_allclose(found.interval, 4.302653 / 3**0.5, rtol=1e-6)  # t, 2 degrees
     assert found.verdict(lower_is_better=True) == "no clear difference"
@@ -92,6 +92,20 @@ def test_comparison():
     assert (one.error, one.interval) == (None, None)
     assert one.verdict(lower_is_better=True) == "no clear difference"
     assert report.compare(plain, results({7: 1.0}), "loss") is None
+
+
+def test_settings_are_compared_with_the_plain_model_and_with_the_defaults():
+    experiment = dataclasses.replace(EXPERIMENTS["translation-ablations"], scores=("loss",))
+    found = {
+        "plain": results({1: 5.0, 2: 6.0}),
+        "evolving": results({1: 4.5, 2: 5.51}),
+        "alpha-0.5": results({1: 4.0, 2: 5.0}),
+        "kernel-5": results({1: 4.0}),
+    }
+    evolving, alpha, kernel = (row.split(" | ") for row in report.table(experiment, found)[2:])
+    assert evolving[9] == ""
+    assert alpha[8:10] == ["better", "-0.505 ± 0.005, better"]
+    assert kernel[8:10] == ["no clear difference", "-0.500"]
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,11 @@ COLORS = {"plain": "#000000", "evolving": "#D55E00"}
 
 @dataclass
 class Comparison:
-    """A setting beside the plain model, over the seeds that both have.
+    """A setting beside another one, such as the plain model, over the seeds that both have.
 
     Attributes:
-        plain, ours: means over the seeds.
-        difference: mean of the paired differences, ours - plain.
+        other, ours: means over the seeds.
+        difference: mean of the paired differences, ours - other.
         error: standard error of that mean; None for a single pair.
         interval: the mean may be this far off with 95 % confidence; None for a single pair.
         time: ratio of the processor times, median over the pairs; None if no pair has times that
@@ -42,7 +42,7 @@ class Comparison:
     """
 
     seeds: List[int]
-    plain: float
+    other: float
     ours: float
     difference: float
     error: Optional[float]
@@ -54,6 +54,11 @@ class Comparison:
         if self.interval is None or abs(self.difference) <= self.interval:
             return "no clear difference"
         return "better" if (self.difference < 0) == lower_is_better else "worse"
+
+    def text(self, digits: int) -> str:
+        """The difference and its standard error."""
+        error = "" if self.error is None else f" ± {self.error:.{digits}f}"
+        return f"{self.difference:+.{digits}f}{error}"
 
 
 def read(folder: Path, experiment: Experiment) -> Dict[str, Dict[int, dict]]:
@@ -74,12 +79,12 @@ def read(folder: Path, experiment: Experiment) -> Dict[str, Dict[int, dict]]:
     return found
 
 
-def compare(plain: Dict[int, dict], ours: Dict[int, dict], score: str) -> Optional[Comparison]:
+def compare(other: Dict[int, dict], ours: Dict[int, dict], score: str) -> Optional[Comparison]:
     """The comparison by one score; None without a common seed."""
-    seeds = sorted(plain.keys() & ours.keys())
+    seeds = sorted(other.keys() & ours.keys())
     if not seeds:
         return None
-    before, after = ([side[seed]["scores"][score] for seed in seeds] for side in (plain, ours))
+    before, after = ([side[seed]["scores"][score] for seed in seeds] for side in (other, ours))
     differences = np.subtract(after, before)
     error = interval = None
     if len(seeds) > 1:
@@ -87,11 +92,11 @@ def compare(plain: Dict[int, dict], ours: Dict[int, dict], score: str) -> Option
         interval = float(student.ppf(0.975, len(seeds) - 1) * error)
     clock = "cpu_seconds"
     times = [
-        ours[seed][clock] / plain[seed][clock]
+        ours[seed][clock] / other[seed][clock]
         for seed in seeds
         if clock in ours[seed]
-        and clock in plain[seed]
-        and ours[seed]["machine"]["processor"] == plain[seed]["machine"]["processor"]
+        and clock in other[seed]
+        and ours[seed]["machine"]["processor"] == other[seed]["machine"]["processor"]
     ]
     return Comparison(
         seeds,
@@ -161,8 +166,8 @@ def table(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str
     """One row per setting and score."""
     lines = [
         "| setting | \u03b1, β, kernel, ... | score | pairs | plain | this | difference "
-        "± standard error | 95 % interval | | time |",
-        "|---|---|---|---:|---:|---:|---:|---|---|---:|",
+        "± standard error | 95 % interval | | from `evolving` | time |",
+        "|---|---|---|---:|---:|---:|---:|---|---|---:|---:|",
     ]
     for setting, results in found.items():
         if setting == "plain":
@@ -172,15 +177,19 @@ def table(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str
             it = compare(found.get("plain", {}), results, score)
             if it is None:
                 continue
-            spread, span = "", ""
-            if it.error is not None and it.interval is not None:
-                spread = f" ± {it.error:.3f}"
+            span, default = "", ""
+            if it.interval is not None:
                 low, high = it.difference - it.interval, it.difference + it.interval
                 span = f"{low:+.3f} to {high:+.3f}"
+            against = compare(found.get("evolving", {}), results, score)
+            if against is not None and setting != "evolving":
+                verdict = against.verdict(lower(experiment, score))
+                clear = verdict in ("better", "worse")
+                default = f"{against.text(3)}{f', {verdict}' if clear else ''}"
             lines.append(
-                f"| {setting} | {numbers} | {score} | {len(it.seeds)} | {it.plain:.3f} | "
-                f"{it.ours:.3f} | {it.difference:+.3f}{spread} | {span} | "
-                f"{it.verdict(lower(experiment, score))} | "
+                f"| {setting} | {numbers} | {score} | {len(it.seeds)} | {it.other:.3f} | "
+                f"{it.ours:.3f} | {it.text(3)} | {span} | "
+                f"{it.verdict(lower(experiment, score))} | {default} | "
                 f"{'' if it.time is None else f'{it.time:.2f}'} |"
             )
     return lines
@@ -276,8 +285,7 @@ def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
     for score in scores:
         it = compare(found["plain"], found["evolving"], score)
         assert it is not None
-        spread = "" if it.error is None else f" ± {it.error:.2f}"
-        parts.append(f"{score} {it.plain:.2f} → {it.ours:.2f} ({it.difference:+.2f}{spread})")
+        parts.append(f"{score} {it.other:.2f} → {it.ours:.2f} ({it.text(2)})")
         word = it.verdict(lower(experiment, score))
     return f"- {experiment.title}: {', '.join(parts)}; {count_pairs(it.seeds)}, {word}."
 
