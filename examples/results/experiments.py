@@ -81,8 +81,9 @@ EXPERIMENTS: Dict[str, Experiment] = {
             title="Masked language model of CoLA and RTE",
             about=ROBERTA + "3,000 updates of 1,024 tokens with Adam, learning rate 2e-3, on the "
             "training sentences of CoLA and RTE (vocabulary of 4,000); then 6 epochs of "
-            "fine-tuning on either task, scored after the last. Both models would go on improving: the "
-            "validation loss says which one learns faster, not where they would end.",
+            "fine-tuning on either task, scored after the last. The learning rate falls to 0 over "
+            "these few updates, so the validation loss says which model learns faster, not where "
+            "longer trainings would end.",
             scores=("validation loss, bits", "CoLA, Matthews correlation, %", "RTE, accuracy, %"),
             lower_is_better=True,
             settings=FAIRSEQ_SETTINGS,
