@@ -68,7 +68,10 @@ EXPERIMENTS: Dict[str, Experiment] = {
             scores=("validation loss, bits",),
             lower_is_better=True,
             settings=FAIRSEQ_SETTINGS
-            | {name: ABLATIONS[name] for name in ("residual", "convolution")},
+            | {
+                name: ABLATIONS[name]
+                for name in ("residual", "convolution", "alpha-0.5", "beta-0.5")
+            },
             seeds=(1, 2, 3, 4, 5),
             plain_arch="roberta",
             arch="ea_roberta",
