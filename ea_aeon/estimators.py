@@ -38,7 +38,7 @@ from torch.utils.data import Subset
 from ea_aeon.data import Cases, Preparation, collate, pad, split_off
 from ea_aeon.network import DCTransformer, Ensemble, member_of
 from evolving_attention import AttentionMap, collect_maps
-from evolving_attention.checks import check_count
+from evolving_attention.checks import check_count, is_a
 from evolving_attention.commands import whole_or_not_at_all
 
 if TYPE_CHECKING:
@@ -597,18 +597,22 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
 
     def weights_of_classes(self, y: np.ndarray) -> Optional[Tensor]:
         """Of each class in the loss."""
-        if self.class_weight is None:
+        given = self.class_weight
+        if given is None:
             return None
-        try:
-            weights = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
-        except (TypeError, ValueError) as error:
+        if isinstance(given, str) and given == "balanced":
+            weights = compute_class_weight(given, classes=self.classes_, y=y).tolist()
+        elif isinstance(given, dict):
+            labels = self.classes_.tolist()
+            if unknown := [label for label in given if label not in labels]:
+                raise ValueError(f"class_weight names {unknown}, but the classes are {labels}")
+            weights = [given.get(label, 1.0) for label in labels]
+            if not all(is_a(Real, x) and 0 <= x < math.inf for x in weights):
+                raise ValueError(f"class_weight must hold numbers of 0 or more, got {given!r}")
+        else:
             raise ValueError(
-                f"class_weight must be None, 'balanced' or a dict of weights by class; got "
-                f"{self.class_weight!r}: {error}"
-            ) from error
-        if not np.isfinite(weights).all() or min(weights) < 0:
-            raise ValueError(
-                f"class_weight must hold numbers of 0 or more, got {self.class_weight!r}"
+                "class_weight must be None, 'balanced' or a dict of weights by class; got "
+                f"{given!r}"
             )
         return torch.tensor(weights, dtype=torch.float32)
 

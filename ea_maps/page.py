@@ -107,8 +107,12 @@ def describe(
             measure: [number_of(getattr(moved[name][i], measure)) for i in chosen[name]]
             for measure in ("entropy", "distance", "mean_distance")
         }
-        layers = [{**layer, "grid": grid} for layer, grid in zip(layers, grids, strict=True)]
+        layers = [
+            {**layer, "grid": grid, "number": index + 1}
+            for layer, grid, index in zip(layers, grids, chosen[name], strict=True)
+        ]
         one = {"name": name, "layers": layers, "heads": heads[name], "prefix": 0}
+        one["depth"] = depths[name]
         models.append({**one, **measures, **about})
     notes = [f"To keep this file small, {bin_} neighbours share a cell."] if bin_ > 1 else []
     for what, all_, shown in (("layers", depths, chosen), ("heads", counts, heads)):

@@ -310,6 +310,27 @@ def test_each_model_has_heads_of_its_own(tmp_path, show):
     page.locator(".panel .where", has_text="layer 1 of 2: layers.0").nth(1).wait_for(timeout=5000)
 
 
+def test_layers_keep_their_numbers_if_some_are_left_out(tmp_path, show):
+    views = [TokenView({"a": maps(12, 2, 4, 4), "b": maps(3, 2, 4, 4)}, "abcd", "abcd")]
+    path = tmp_path / "maps.html"
+    path.write_text(pages.as_page(views, most_layers=3), encoding="utf-8")
+    page = show(path)
+    page.locator("#next").click()
+    page.locator(".panel .where", has_text="layer 7 of 12").wait_for(timeout=5000)
+    page.locator(".panel .where", has_text="layer 2 of 3").wait_for(timeout=5000)
+    assert page.locator("#layer-text").text_content() == "7 of 12"
+    numbers = [film.text_content() for film in page.locator(".film").all()]
+    assert numbers == ["1712", "123"]
+    curve = page.locator(".curves svg").first
+    assert [text for text in curve.locator("text").all_text_contents() if text in "1712"][-3:] == [
+        *("1", "7", "12")
+    ]
+    titles = curve.locator("title").all_text_contents()
+    assert [title.partition(":")[0] for title in titles][:3] == [
+        *("a, layer 1", "a, layer 7", "a, layer 12")
+    ]
+
+
 def test_a_series_with_gaps(tmp_path, show):
     series = np.array([[0.0, np.nan, 2.0, 4.0], [np.nan] * 4])
     views = [SeriesView({"mine": maps(2, 2, 4, 4)}, series)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 import tarfile
 from pathlib import Path
@@ -51,6 +52,8 @@ def test_a_repetition_is_compared_with_the_results(tmp_path, monkeypatch, capsys
         result = json.loads(text)
         result["scores"]["validation loss, bits"] += change
         (tmp_path / name / f"{setting}-seed1.json").write_text(json.dumps(result))
+    for path in list((tmp_path / name).iterdir()):  # any seed will do
+        path.rename(path.with_name(path.name.replace("seed1", "seed11")))
     for folder, expected in ((tmp_path, "outside"), (report.RESULTS, "inside")):
         monkeypatch.setattr(sys, "argv", ["report.py", "--again", str(folder)])
         report.main()
@@ -85,6 +88,8 @@ def test_comparison():
     found.interval = 1.9
     assert found.verdict(lower_is_better=True) == "better"
     assert found.verdict(lower_is_better=False) == "worse"
+    diverged = report.compare(plain, results({1: 4.0, 2: math.nan}), "loss")
+    assert diverged.verdict(lower_is_better=False) == "no clear difference"
     elsewhere = results({1: 4.0, 2: 4.0}, processor="another")
     assert report.compare(plain, elsewhere, "loss").time is None
     assert report.compare(plain, elsewhere | results({3: 4.0}, 1.2), "loss").time == 1.2
@@ -92,6 +97,23 @@ def test_comparison():
     assert (one.error, one.interval) == (None, None)
     assert one.verdict(lower_is_better=True) == "no clear difference"
     assert report.compare(plain, results({7: 1.0}), "loss") is None
+
+
+def test_the_summary_has_the_verdict_of_each_score():
+    experiment = EXPERIMENTS["translation"]
+    names = experiment.scores
+
+    def side(first, second):
+        return {
+            seed: {**result, "scores": dict(zip(names, (1.0, first, second + seed), strict=True))}
+            for seed, result in results({1: 0.0, 2: 0.0}).items()
+        }
+
+    plain = side(40.0, 30.0)
+    both = report.summary(experiment, {"plain": plain, "evolving": side(41.0, 31.0)})
+    assert both.endswith("2 pairs, better.")
+    split = report.summary(experiment, {"plain": plain, "evolving": side(39.0, 31.0)})
+    assert split.endswith("2 pairs, worse and better.")
 
 
 def test_settings_are_compared_with_the_plain_model_and_with_the_defaults():
@@ -175,6 +197,10 @@ def test_a_folder_of_others_is_refused(tmp_path, monkeypatch):
 def test_a_folder_prepared_from_other_data_is_refused(tmp_path):
     run.claim(tmp_path / "work", tmp_path / "mine")
     run.claim(tmp_path / "work", tmp_path / "mine")
+    run.claim(tmp_path / "work", tmp_path / "mistyped")  # nothing has been prepared yet
+    run.claim(tmp_path / "work", tmp_path / "mine")
+    (tmp_path / "work" / "cifar10.pt").touch()
+    run.claim(tmp_path / "work", tmp_path / "mine")
     with pytest.raises(ExperimentError, match="prepared from .*mine; give another folder for .*yo"):
         run.claim(tmp_path / "work", tmp_path / "yours")
 
@@ -248,6 +274,37 @@ def test_models_for_images_share_their_initial_weights(setting):
     assert len(shared) > 20
     for name in shared:
         assert torch.equal(plain[name], model[name]), name
+
+
+def test_a_fine_tuning_leaves_its_weights(tmp_path, monkeypatch):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    name, work = "released-bert-rte", tmp_path / "work"
+    experiment = dataclasses.replace(EXPERIMENTS[name], epochs=1)
+    monkeypatch.setitem(EXPERIMENTS, name, experiment)
+    bert = work / "minilm" / "bert"
+    bert.mkdir(parents=True)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=12, intermediate_size=16, max_position_embeddings=32, **sizes)
+    BertForSequenceClassification(config).save_pretrained(bert)
+    (bert / "vocab.txt").write_text("\n".join("[PAD] [UNK] [CLS] [SEP] [MASK] a b c d".split()))
+    BertTokenizerFast(str(bert / "vocab.txt")).save_pretrained(bert)
+    rows = [
+        {"input_ids": [2, 5 + i % 4, 6, 3], "attention_mask": [1] * 4, "label": i % 2}
+        for i in range(32)
+    ]
+    torch.save([rows, rows], work / f"{name}.pt")
+    (work / run.MARK).touch()
+    arguments = ["run.py", name, "--data", tmp_path, "--work", work, "--out", tmp_path / "json"]
+    arguments += ["--keep", tmp_path / "kept", "--seeds", 1, "--settings", "evolving"]
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+    run.main()
+    model = experiment.build(str(bert), experiment.settings["evolving"], 1)
+    start = {key: x.clone() for key, x in model.state_dict().items()}
+    model.load_state_dict(torch.load(tmp_path / "kept" / f"{name}-evolving-seed1.pt"))
+    assert not torch.equal(start["classifier.weight"], model.classifier.weight)
+    assert len(list((tmp_path / "json").rglob("*.json"))) == 1
 
 
 def test_the_picture_of_a_pair(tmp_path, monkeypatch, capsys):

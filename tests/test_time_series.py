@@ -1113,12 +1113,47 @@ def test_class_weights_weigh_the_loss(class_weight):
     expected = (losses * torch.tensor([weights[label] for label in y])).mean()
     assert classifier.history_[0]["train_loss"] == pytest.approx(expected.item(), rel=1e-4)
     assert "class_weight" not in EADCTransformerRegressor().get_params()
-    for bad in ({"c": 1.0}, "even"):
-        with pytest.raises(ValueError, match="class_weight must be None, 'balanced' or a dict"):
-            fitted(X, y, class_weight=bad)
-    for bad in ({"a": 1.0, "b": -1.0}, {"a": np.nan, "b": 1.0}):
+    with pytest.raises(ValueError, match=r"class_weight names \['c'\], but the classes are .*'b'"):
+        fitted(X, y, class_weight={"c": 1.0})
+    with pytest.raises(ValueError, match="class_weight must be None, 'balanced' or a dict"):
+        fitted(X, y, class_weight="even")
+    for bad in ({"a": 1.0, "b": -1.0}, {"a": np.nan, "b": 1.0}, {"a": "1"}):
         with pytest.raises(ValueError, match="class_weight must hold numbers of 0 or more"):
             fitted(X, y, class_weight=bad)
+
+
+def test_class_weights_are_by_label():
+    """Strings that look like numbers are no numbers, and classes without a weight have 1."""
+    X, y = random_series(), np.array(list("112" * 4))
+    weights = fitted(X, y, class_weight={"2": 5.0}).weights_of_classes(y)
+    assert weights.tolist() == [1.0, 5.0]
+    with pytest.raises(
+        ValueError, match=r"class_weight names \[2\], but the classes are \['1', '2'\]"
+    ):
+        fitted(X, y, class_weight={2: 5.0})
+
+
+def test_processes_may_share_a_file_of_scores(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    monkeypatch.delitem(sys.modules, "jobs", raising=False)
+    run = importlib.import_module("jobs").run
+    del sys.modules["jobs"]
+    path = tmp_path / "scores.json"
+
+    def job(name, meanwhile=None):
+        def train():
+            if meanwhile is not None:
+                run({meanwhile: job(meanwhile)}, key, path, "a script")
+            return {"name": name, "score": 1.0}
+
+        return train
+
+    def key(record):
+        return record["name"]
+
+    assert len(run({"mine": job("mine", meanwhile="theirs")}, key, path, "a script")) == 1
+    names = [record["name"] for record in json.loads(path.read_text())["records"]]
+    assert sorted(names) == ["mine", "theirs"]
 
 
 @pytest.mark.parametrize("labels", [np.array(list("ab")), np.array([3, 5])])

@@ -51,7 +51,7 @@ class Comparison:
 
     def verdict(self, lower_is_better: bool) -> str:
         """Better, worse, or no clear difference."""
-        if self.interval is None or abs(self.difference) <= self.interval:
+        if self.interval is None or not abs(self.difference) > self.interval:  # or NaN
             return "no clear difference"
         return "better" if (self.difference < 0) == lower_is_better else "worse"
 
@@ -69,13 +69,11 @@ def read(folder: Path, experiment: Experiment) -> Dict[str, Dict[int, dict]]:
     """
     found: Dict[str, Dict[int, dict]] = {}
     for setting, options in experiment.settings.items():
-        for seed in experiment.seeds:
-            path = folder / experiment.name / f"{setting}-seed{seed}.json"
-            if path.exists():
-                result = json.loads(path.read_text(encoding="utf-8"))
-                if result["options"] != options:
-                    raise ValueError(f"{path} has options {result['options']}, not {options}")
-                found.setdefault(setting, {})[seed] = result
+        for path in (folder / experiment.name).glob(f"{setting}-seed*.json"):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if result["options"] != options:
+                raise ValueError(f"{path} has options {result['options']}, not {options}")
+            found.setdefault(setting, {})[int(path.stem.rpartition("-seed")[2])] = result
     return found
 
 
@@ -280,14 +278,15 @@ def section(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
 
 def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
     """An experiment in one line, for the README."""
-    parts = []
+    parts, verdicts = [], []
     scores = experiment.scores[1:] if experiment.name == "translation" else experiment.scores[:1]
     for score in scores:
         it = compare(found["plain"], found["evolving"], score)
         assert it is not None
         parts.append(f"{score} {it.other:.2f} → {it.ours:.2f} ({it.text(2)})")
-        word = it.verdict(lower(experiment, score))
-    return f"- {experiment.title}: {', '.join(parts)}; {count_pairs(it.seeds)}, {word}."
+        verdicts.append(it.verdict(lower(experiment, score)))
+    words = " and ".join(dict.fromkeys(verdicts))
+    return f"- {experiment.title}: {', '.join(parts)}; {count_pairs(it.seeds)}, {words}."
 
 
 def replace_between(text: str, marker: str, lines: List[str]) -> str:

@@ -78,7 +78,8 @@ def claim(work: Path, data: Path) -> None:
         raise ExperimentError(f"--work: {work} is not empty and was not made by this script")
     mark.touch()
     before = mark.read_text(encoding="utf-8").strip()
-    if before and before != str(data):
+    prepared = any(path.name != MARK for path in work.iterdir())
+    if prepared and before and before != str(data):
         raise ExperimentError(
             f"--work: {work} holds what was prepared from {before}; give another folder for {data}"
         )

@@ -12,6 +12,7 @@ import torch
 from experiment import (
     PLAIN,
     ROOT,
+    WEIGHTS,
     Experiment,
     ExperimentError,
     Options,
@@ -113,6 +114,7 @@ class FineTuning(Experiment):
             warm_up(trainer, options["warmup"])
         start = time.perf_counter()
         trainer.train()
+        torch.save(trainer.model.state_dict(), run / WEIGHTS)
         log = [x for x in trainer.state.log_history if "eval_loss" in x]
         seconds = time.perf_counter() - start - sum(x["eval_runtime"] for x in log)
         scores = {

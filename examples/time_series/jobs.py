@@ -65,6 +65,8 @@ def run(
         record["seconds"] = round(time.process_time() - busy, 1)
         known[name] = {**record, "machine": machine()}
         if path:
+            # Another process may have added to the file.
+            known = {key(record): record for record in read(path, script)} | known
             content = {"script": script, "records": list(known.values())}
             with whole_or_not_at_all(path, overwrite=True) as part:
                 part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -5,8 +5,7 @@
 
 The tasks are made of training splits only: part of the cases trains, the others are predicted. The
 base is the defaults, but for one network trained for 100 epochs; each variant changes one option of
-it. FOLDER holds JapaneseVowels, NATOPS and UWaveGestureLibrary; the other data sets are included in
-aeon.
+it. FOLDER holds NATOPS and UWaveGestureLibrary; the other data sets are included in aeon.
 """
 
 import argparse
