@@ -2,13 +2,15 @@
 
 import argparse
 from collections import OrderedDict
-from functools import wraps
+from contextlib import contextmanager
+from functools import partial, wraps
 from pickle import UnpicklingError
-from typing import Any, ContextManager, Dict, Mapping, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping, Tuple
 
 import numpy as np
 import torch
 from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
 
 
 class PickledDtype:
@@ -73,15 +75,35 @@ def allow_checkpoints() -> None:
     # A pair: timm allows the bare type for each of its loads, and forbids it afterwards.
     options = (argparse.Namespace, "argparse.Namespace")
     torch.serialization.add_safe_globals([options, *meters])
+    for name in ("load_checkpoint_to_cpu", "load_ema_from_checkpoint"):
+        setattr(checkpoint_utils, name, within(numbers_allowed, getattr(checkpoint_utils, name)))
+    # The first process of a training sends the checkpoint that it has read to the others, which
+    # need not distrust it.
+    distributed_utils._broadcast_object_slow = within(
+        anything_allowed, distributed_utils._broadcast_object_slow
+    )
 
-    load = checkpoint_utils.load_checkpoint_to_cpu
 
-    @wraps(load)
-    def load_with_numbers(*args: Any, **kwargs: Any) -> Any:
-        with numbers_allowed():
-            return load(*args, **kwargs)
+def within(context: Callable[[], ContextManager], function: Callable) -> Callable:
+    """The function, each call of which runs in the context."""
 
-    checkpoint_utils.load_checkpoint_to_cpu = load_with_numbers
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with context():
+            return function(*args, **kwargs)
+
+    return run
+
+
+@contextmanager
+def anything_allowed() -> Iterator[None]:
+    """Lets torch.load read any type."""
+    load = torch.load
+    torch.load = partial(load, weights_only=False)
+    try:
+        yield
+    finally:
+        torch.load = load
 
 
 def numbers_allowed() -> ContextManager[None]:

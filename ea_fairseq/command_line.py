@@ -20,7 +20,7 @@ def show_model_options_in_help() -> None:
     def add_model_args(parser: argparse.ArgumentParser) -> Optional[argparse._ArgumentGroup]:
         group = host(parser)
         asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        asked.add_argument("--arch", "-a")
+        asked.add_argument("--arch", "-a", nargs="?")
         asked.add_argument("--help", "-h", action="store_true")
         args, _ = asked.parse_known_args(sys.argv[1:])
         if args.help and (args.arch or "").startswith("ea_") and args.arch in ARCH_MODEL_REGISTRY:

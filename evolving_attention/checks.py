@@ -94,22 +94,22 @@ def check_unmasked(
     """The maps do not hold the low numbers that mask logits for a softmax.
 
     The convolution would spread these over the map. Where `mask` is True they do no harm, apart
-    from the gradient of a learned alpha, which -inf makes NaN. Only three queries are looked at,
-    one of them in the middle, so that this takes no time: padding, the future and windows hide
-    keys from at least one of them. Numbers as large above 0, or halfway to a mask, show that it is
+    from the gradient of a learned alpha, which -inf makes NaN. Only the first, the middle and the
+    last query are looked at, so that this takes no time: padding, the future and windows hide keys
+    from at least one of them. Numbers as large above 0, or halfway to a mask, show that it is
     the training that has diverged.
     """
     for name, logits in (
         ("attn_logits", attn_logits),
         ("prev_attn_logits", prev_attn_logits),
     ):
-        step = max(1, (logits.size(2) - 1) // 2)
-        seen = logits.detach()[:, :, ::step]  # (B, H, 3, S), or more queries of a very small map
+        last = logits.size(2) - 1
+        seen = logits.detach()[:, :, [0, last // 2, last]]  # (B, H, 3, S)
         lowest = seen.amin().item()
         if not is_mask(lowest):
             continue
         if mask is not None and not (learnable and math.isinf(lowest)):
-            seen = seen.masked_fill(mask.expand(logits.shape)[:, :, ::step], 0.0)
+            seen = seen.masked_fill(mask.expand(logits.shape)[:, :, [0, last // 2, last]], 0.0)
             lowest = seen.amin().item()
         halfway = (seen > MASKED_BY_10_000[1]) & (seen < MASKED_BY_10_000[1] / 10)
         diverged = seen.amax().item() >= -MASKED_BY_10_000[1] or bool(halfway.any())

@@ -14,9 +14,12 @@ from torch.nn import functional as F
 from evolving_attention.checks import in_graph
 
 
-def is_faster_for(a_in: Tensor) -> bool:
-    """Whether the map is on a CPU, has few heads and is large enough."""
+def is_faster_for(a_in: Tensor, weight: Tensor) -> bool:
+    """Whether the map is on a CPU, has few heads and is large enough, and the kernel is small."""
     if not a_in.is_cpu or a_in.size(1) >= 16:
+        return False
+    # oneDNN's convolution for bfloat16 (AMX) is wrong for some of the windows that are wider.
+    if weight.size(3) > 5:
         return False
     if not torch.jit.is_scripting():
         if torch._C._are_functorch_transforms_active():  # vmap does not support memory formats

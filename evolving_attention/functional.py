@@ -121,7 +121,7 @@ def relu_conv(a_in: Tensor, weight: Tensor, bias: Tensor, padding: Tuple[int, in
     Returns:
         (B, H, T' + 2 * padding[0] - K + 1, S' + 2 * padding[1] - K + 1), in any memory format.
     """
-    if cpu.is_faster_for(a_in):
+    if cpu.is_faster_for(a_in, weight):
         return cpu.relu_conv(a_in, weight, bias, padding)
     return F.conv2d(a_in, weight, bias, padding=padding).relu_()
 

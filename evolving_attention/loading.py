@@ -32,7 +32,7 @@ class StartsFromPlainWeights(nn.Module):
         """As in PyTorch, except for the fresh parts.
 
         Raises:
-            RuntimeError: also if only the checkpoint's maps evolve, and not the model's.
+            RuntimeError: also if other maps evolve in the checkpoint than in the model.
         """
         if strict:
             self.check_evolution(state_dict)
@@ -40,12 +40,27 @@ class StartsFromPlainWeights(nn.Module):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def check_evolution(self, state_dict: Mapping[str, Any]) -> None:
-        """Raises RuntimeError if only the checkpoint's maps evolve, and not the model's."""
+        """Raises RuntimeError if other maps evolve in the checkpoint than in the model.
+
+        PyTorch reports missing weights of a convolution; where there is none, this does.
+        """
         parts = {key.rpartition(".")[0] for key in state_dict if ".evolution." in f".{key}"}
-        if not parts or any(
-            isinstance(module, AttentionEvolution) or getattr(module, "drops_evolution", False)
-            for module in self.modules()
-        ):
+        evolutions = {
+            name: module
+            for name, module in self.named_modules()
+            if isinstance(module, AttentionEvolution)
+        }
+        if any(f"{part}.alpha" in state_dict for part in parts):  # version 0.1.0 stored none
+            for name, module in evolutions.items():
+                if module.weight is None and name not in parts:
+                    raise RuntimeError(
+                        f"in the checkpoint, the map of {name.rpartition('.')[0]} does not evolve "
+                        f"(it has {min(parts)}, ...): make this {type(self).__name__} with the "
+                        "layers and the attentions that evolve in the checkpoint"
+                    )
+        if not parts or evolutions:
+            return
+        if any(getattr(module, "drops_evolution", False) for module in self.modules()):
             return
         part = min(parts)
         names = [f"{part}.{name}" for name in ("alpha", "beta")]

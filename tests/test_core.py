@@ -588,6 +588,31 @@ def test_masked_logits_are_an_error_that_names_the_remedy(masks, dtype, number):
             layer(**given, mask=torch.zeros_like(masks))
 
 
+@pytest.mark.parametrize("queries", [1, 2, 5, 6, 7, 8])
+def test_a_mask_of_the_last_query_only_is_found(queries):
+    logits, prev = maps(queries, queries)
+    logits[:, :, -1, 0] = float("-inf")
+    with pytest.raises(ValueError, match="attn_logits must not be masked yet"):
+        AttentionEvolution(HEADS, 0.1, 0.1).double()(logits, prev)
+
+
+@pytest.mark.parametrize("heads", [6, 8])
+@pytest.mark.parametrize("kernel_size", [3, 5, 7, 11])
+def test_wide_kernels_in_bfloat16(kernel_size, heads):
+    """Convolutions of some widths are wrong on processors with AMX."""
+    torch.manual_seed(0)
+    layer = AttentionEvolution(heads, 0.5, 0.5, kernel_size)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        logits, prev = torch.randn(2, 2, heads, 60, 32, generator=torch.manual_seed(1))
+        logits.requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            evolved = layer(logits, prev)
+        found.append((evolved.detach(), *torch.autograd.grad(evolved.square().sum(), logits)))
+    for exact, rounded in zip(*found, strict=True):
+        assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
 @pytest.mark.parametrize("queries", [4, 8, 9, 64])
 def test_a_mask_that_spares_the_first_and_the_last_query_is_found(queries):
     """Each token sees its neighbours; the first and the last one see all, and are seen by all."""

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq import options as fairseq_options
 from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 
@@ -160,6 +161,34 @@ def test_layers_pruned_when_generating(data, trained, encoder, decoder):
         data, "--model-overrides", overrides, paths=[trained / "checkpoint_last.pt"]
     )
     assert len(hypotheses) == 24
+
+
+def test_a_pruned_model_that_is_trained_further_can_be_loaded(data, trained, tmp_path):
+    kept = ("--encoder-layers-to-keep", "0,2", "--decoder-layers-to-keep", "1")
+    arguments = (data / "bin", *MODEL, *TRAINING, *kept, "--save-dir", tmp_path)
+    fairseq(
+        "train",
+        *arguments,
+        "--max-update",
+        1,
+        "--finetune-from-model",
+        trained / "checkpoint_last.pt",
+    )
+    _, hypotheses = generate(data, paths=[tmp_path / "checkpoint_last.pt"])
+    assert len(hypotheses) == 24
+    kept = ("--encoder-layers-to-keep", "0", "--decoder-layers-to-keep", "1")
+    with pytest.raises(ValueError, match="fewer than two layers.*encoder: 1, decoder: 1, cross: 1"):
+        fairseq("train", data / "bin", *MODEL, *TRAINING, *kept)
+
+
+def test_averages_of_a_training_become_a_checkpoint(trained, tmp_path):
+    """One that was scored by BLEU, so that the file holds numbers of numpy's."""
+    state = averaging.load(trained / "checkpoint_last.pt")
+    state["extra_state"]["ema"] = {name: x + 1 for name, x in state["model"].items()}
+    torch.save(state, tmp_path / "with_ema.pt")
+    checkpoint_utils.save_ema_as_checkpoint(f"{tmp_path}/with_ema.pt", f"{tmp_path}/ema.pt")
+    for name, weight in weights(tmp_path / "ema.pt").items():
+        assert torch.equal(weight, state["model"][name] + 1)
 
 
 def test_interactive_and_from_pretrained(data, trained):
@@ -523,30 +552,32 @@ def test_hydra(data, tmp_path, form):
 
 
 def test_two_processes_learn_as_one(data, tmp_path):
-    """Two DDP ranks on the CPU: the weights of one process that adds up two batches a step."""
-    arguments = [data / "bin", *MODEL, *TRAINING, "--max-update", 3, "--disable-validation"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            command(
-                "train",
-                *(*arguments, "--save-dir", tmp_path / "two", "--distributed-world-size", 2),
-                *("--distributed-rank", rank, "--distributed-no-spawn", "--ddp-backend"),
-                *("legacy_ddp", "--distributed-backend", "gloo"),
-                *("--distributed-init-method", f"tcp://127.0.0.1:{port}"),
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=ENVIRONMENT,
-        )
-        for rank in range(2)
-    ]
-    logs = [rank.communicate(timeout=240)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(logs)
-    fairseq("train", *arguments, "--save-dir", tmp_path / "one", "--update-freq", 2)
+    """Two DDP ranks on the CPU, interrupted: the weights of one that adds up two batches a step."""
+    arguments = [data / "bin", *MODEL, *TRAINING, "--disable-validation"]
+    for updates in (2, 3):  # the second time, they resume
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        ranks = [
+            subprocess.Popen(
+                command(
+                    "train",
+                    *(*arguments, "--save-dir", tmp_path / "two", "--distributed-world-size", 2),
+                    *("--distributed-rank", rank, "--distributed-no-spawn", "--ddp-backend"),
+                    *("legacy_ddp", "--distributed-backend", "gloo", "--max-update", updates),
+                    *("--distributed-init-method", f"tcp://127.0.0.1:{port}"),
+                ),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=ENVIRONMENT,
+            )
+            for rank in range(2)
+        ]
+        logs = [rank.communicate(timeout=240)[0] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(logs)
+    one = (*arguments, "--save-dir", tmp_path / "one", "--update-freq", 2, "--max-update", 3)
+    fairseq("train", *one)
     expected = weights(tmp_path / "one" / "checkpoint_last.pt")
     got = weights(tmp_path / "two" / "checkpoint_last.pt")
     assert got.keys() == expected.keys()
@@ -796,6 +827,14 @@ def test_a_user_dir_of_another_name(data, tmp_path):
         assert (result.returncode == 0) == (message is None), result.stderr
         assert message is None or message in result.stderr
     assert (tmp_path / "checkpoints" / "checkpoint_last.pt").exists()
+
+
+def test_other_programs_may_have_an_option_a(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program", "-a"])
+    arguments = ["data", "--arch", "ea_transformer_tiny", "--optimizer", "adam"]
+    parser = fairseq_options.get_training_parser()
+    args = fairseq_options.parse_args_and_arch(parser, input_args=arguments)
+    assert args.ea_alpha == 0.1
 
 
 def test_help_shows_every_option():

@@ -362,6 +362,11 @@ def test_loading_takes_over_all_or_nothing_of_an_evolution(build):
     without_bias = {name: weight for name, weight in state.items() if name != f"{key}bias"}
     with pytest.raises(RuntimeError, match="Missing key.*evolution.bias"):
         build(**EVOLVING).load_state_dict(without_bias)
+    encoder = {"ea_alpha": 0.5, "ea_beta": 0.0, "ea_attentions": "encoder"}
+    state_of_encoder = build(**encoder).state_dict()
+    with pytest.raises(RuntimeError, match="map of decoder.layers.1.self_attn does not evolve"):
+        build(**{**encoder, "ea_attentions": "decoder,encoder"}).load_state_dict(state_of_encoder)
+    build(seed=1, **encoder).load_state_dict(state_of_encoder)
     misspelt = {
         name.replace("evolution.weight", "evolution.wieght"): w for name, w in state.items()
     }

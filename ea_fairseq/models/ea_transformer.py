@@ -27,6 +27,8 @@ from evolving_attention.loading import StartsFromPlainWeights
 
 # Options that fairseq completes when it builds a model, and then saves in checkpoints.
 COMPLETED = (
+    "encoder_layers",  # how many --encoder-layers-to-keep leaves
+    "decoder_layers",
     "max_source_positions",
     "max_target_positions",
     "min_params_to_wrap",

@@ -72,15 +72,21 @@ def check_heads(side: str, heads: int, embed_dim: int) -> None:
         )
 
 
+def depth(args: Namespace, side: str) -> int:
+    """How many layers the encoder or decoder will have."""
+    kept = getattr(args, f"{side}_layers_to_keep", None)
+    return len(kept.split(",")) if kept else getattr(args, f"{side}_layers")
+
+
 def without_effect(args: Namespace) -> Optional[str]:
     """Says which options would have no effect: no attention that they name could evolve."""
     if not (args.ea_learnable or args.ea_alpha > 0 or args.ea_beta > 0):
         return None
-    layers = {"encoder": args.encoder_layers}
+    layers = {"encoder": depth(args, "encoder")}
     if hasattr(args, "decoder_layers"):
         crosses = not getattr(args, "no_cross_attention", False)
-        layers["decoder"] = args.decoder_layers
-        layers["cross"] = args.decoder_layers if crosses else 0
+        layers["decoder"] = depth(args, "decoder")
+        layers["cross"] = layers["decoder"] if crosses else 0
     named = getattr(args, "ea_attentions", "encoder").split(",")
     idle = [name for name in named if layers.get(name, 2) < 2]
     if len(idle) < len(named) and set(named) == set(layers):  # the default may name too many
@@ -108,6 +114,10 @@ def register_architecture(
         for option in fields(config):
             if option.name.startswith("ea_"):
                 setattr(args, option.name, getattr(args, option.name, option.default))
+        for option in ("encoder_layers_to_keep", "decoder_layers_to_keep"):
+            kept = getattr(args, option, None)
+            if isinstance(kept, list):  # fairseq's parser makes a list, its models read a string
+                setattr(args, option, ",".join(map(str, kept)))
         check_evolution(args)
         sizes(args)
         message = without_effect(args)
