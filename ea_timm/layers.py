@@ -62,10 +62,10 @@ def masks_of(attn_logits: Tensor, attn_mask: Optional[Tensor], is_causal: bool) 
     bias = resolve_self_attn_mask(attn_logits.size(-1), attn_logits, attn_mask, is_causal)
     if bias is None:
         return Masks(None, None, None, window)
-    empty = (bias == float("-inf")).all(dim=-1, keepdim=True)
     hidden = bias <= -1e4
     absent = hidden | hidden.all(dim=-2, keepdim=True).transpose(-2, -1)
-    bias = bias.to(attn_logits.dtype)  # as fused attention does under half precision
+    bias = bias.to(attn_logits.dtype)  # as fused attention does; a low number may become -inf
+    empty = (bias == float("-inf")).all(dim=-1, keepdim=True)
     return Masks(bias.masked_fill(empty, 0.0), empty, absent, window)
 
 

@@ -11,7 +11,7 @@ from transformers import Cache, EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
 
 from evolving_attention import AttentionEvolution
-from evolving_attention.functional import mix
+from evolving_attention.functional import refine
 
 CROPPABLE = 64  # the tokens of that many steps can be taken back
 
@@ -44,20 +44,20 @@ class LayerWithRows(CacheLayerMixin):
         prev_attn_logits: Tensor,
         absent: Optional[Tensor],
     ) -> Tensor:
-        """The evolved map of the next queries; arguments as in :meth:`AttentionEvolution.step`."""
+        """The evolved map of the next queries, as :meth:`AttentionEvolution.step` computes it."""
         batch, heads, queries, keys = attn_logits.shape
         self.reach = evolution.kernel_size - 1
-        kept, last = self.rows.get(evolution.window), None
+        kept = self.rows.get(evolution.window)
         if kept is None:
             kept = attn_logits.new_zeros(batch, heads, self.reach, keys)
-        else:
-            kept = kept[..., :keys]  # fewer if tokens have been taken back
-            last = kept[:, :, kept.size(2) - self.reach :]
+        # To earlier queries, the keys that were added since are in the future: zero. There are
+        # fewer keys than before if tokens have been taken back.
+        kept = F.pad(kept, (0, keys - kept.size(3)))
+        last = kept[:, :, kept.size(2) - self.reach :]
         with weights_of(evolution):
-            evolved, _ = evolution.step(attn_logits, prev_attn_logits, absent, last)
-            alpha, _ = evolution.mixing_weights()
-        a_in = mix(attn_logits, prev_attn_logits, alpha, absent)
-        kept = torch.cat([F.pad(kept, (0, keys - kept.size(3))), a_in], dim=2)
+            a_in, beta = evolution.mix(attn_logits, prev_attn_logits, absent)
+            evolved = refine(a_in, evolution.weight, evolution.bias, beta, evolution.window, last)
+        kept = torch.cat([kept, a_in], dim=2)
         # Assisted decoding takes back the tokens that the model refuses; from an assistant, also
         # the whole target, which it reads again before the next proposals.
         steps = self.steps.setdefault(evolution.window, deque(maxlen=CROPPABLE))
@@ -90,7 +90,7 @@ class LayerWithRows(CacheLayerMixin):
                 raise ValueError(
                     "a cache of evolving attention can be cropped by at most "
                     f"{rows.size(2) - self.reach} tokens now, since it keeps the rows of each map "
-                    f"for {CROPPABLE} steps only, got {tokens_to_remove}. In assisted decoding, "
+                    f"for {CROPPABLE} steps only, got {-tokens_to_remove}. In assisted decoding, "
                     "lower the assistant's num_assistant_tokens"
                 )
             self.steps[window] = deque([min(left, CROPPABLE)], maxlen=CROPPABLE)

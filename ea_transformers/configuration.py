@@ -62,6 +62,11 @@ class EvolvingConfig(PreTrainedConfig):
         }
 
     @property
+    def needs_rows(self) -> bool:
+        """Whether incremental decoding needs rows of earlier maps, for the convolution."""
+        return (self.ea_learnable or self.ea_beta > 0) and self.ea_kernel_size > 1
+
+    @property
     def output_attentions(self) -> bool:
         """Whether the model returns all probabilities; unlike fused kernels, it always can."""
         return self._output_attentions
@@ -94,10 +99,20 @@ class EvolvingConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: Dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, which would set the options in `kwargs` without checking them."""
+        """As in transformers, which would set the options in `kwargs` without checking them.
+
+        The result has their names in `_ea_given`, until a model is made with it.
+        """
         names = [name for name in kwargs if name[:3] == "ea_" and name in cls.__dataclass_fields__]
         given = {name: kwargs.pop(name) for name in names}
-        return super().from_dict({**config_dict, **given}, **kwargs)
+        result = super().from_dict({**config_dict, **given}, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result
+        config._ea_given = names
+        return result
+
+    def to_dict(self) -> Dict[str, Any]:
+        """As in transformers."""
+        return {name: value for name, value in super().to_dict().items() if name != "_ea_given"}
 
 
 class EvolvingEncoderConfig(EvolvingConfig):

@@ -1,6 +1,6 @@
 """What the ``ea_*`` models share: how they are built, and how they load weights."""
 
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Collection, Iterable, Optional
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ class EvolvingPreTrainedModel(PreTrainedModel):
                 f"{name}.from_pretrained(...), which also reads that of a plain model"
             )
         config.check_evolution()
+        given = config.__dict__.pop("_ea_given", [])
         checkpointing = getattr(config, "gradient_checkpointing", False)
         with torch.device("meta"):  # what build_evolving replaces would cost time and memory
             super().__init__(config, *args, **kwargs)
@@ -38,6 +39,7 @@ class EvolvingPreTrainedModel(PreTrainedModel):
             config.gradient_checkpointing = True
         self.build_evolving()
         self.has_evolving_parts = True
+        self.given_options = given
         device = device_of_new_parameters()
         for module in self.modules():
             if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
@@ -96,7 +98,6 @@ class EvolvingPreTrainedModel(PreTrainedModel):
                 evolving attention where the model has none; the message names the option.
             RuntimeError: another weight has another shape, unless ignore_mismatched_sizes=True.
         """
-        given = {name: kwargs.get(f"ea_{name}") for name in ("alpha", "beta")}
         model, info = super().from_pretrained(
             *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
@@ -104,7 +105,7 @@ class EvolvingPreTrainedModel(PreTrainedModel):
         check_shapes(info["mismatched_keys"], ignore_mismatched_sizes)
         for name, module in model.named_modules():
             if isinstance(module, AttentionEvolution):
-                check_mixing(name, module, given)
+                check_mixing(name, module, model.given_options)
         return (model, info) if output_loading_info else model
 
 
@@ -158,17 +159,17 @@ def check_shapes(mismatched: Iterable[Any], ignore: bool) -> None:
             )
 
 
-def check_mixing(name: str, evolution: AttentionEvolution, given: Dict[str, Any]) -> None:
+def check_mixing(name: str, evolution: AttentionEvolution, given: Collection[str]) -> None:
     """Raises ValueError if the loaded alpha or beta are others than they should be.
 
     Args:
         name: of the evolution in the model.
-        given: the numbers that the caller asked for, or None. Without them, learned numbers may be
-            any, and fixed ones must be those of the configuration.
+        given: the options that the caller gave. Other learned numbers may be any, and other fixed
+            ones must be those of the configuration.
     """
     for option, number in zip(("alpha", "beta"), evolution.mixing, strict=True):
         stored = getattr(evolution, option).detach()
-        if (evolution.learnable and given[option] is None) or not is_number(stored):
+        if (evolution.learnable and f"ea_{option}" not in given) or not is_number(stored):
             continue
         if not is_rounded(number, stored.clamp(0.0, 1.0)):
             learnable = (

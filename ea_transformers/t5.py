@@ -67,7 +67,7 @@ class EvolvingT5Attention(t5.T5Attention):
         """
         prev = BiasAndMap(None, None) if position_bias is None else position_bias
         rows = None
-        if self.evolution is not None and cache is not None:
+        if self.evolution is not None and self.config.needs_rows and cache is not None:
             rows = layer_with_rows(cache, self.layer_idx, self.window, hidden_states.size(1))
         output, bias, (attn_probs, attn_logits) = super().forward(
             hidden_states,
@@ -203,7 +203,7 @@ class EAT5ForConditionalGeneration(EvolvingT5PreTrainedModel, t5.T5ForConditiona
     def _valid_auto_compile_criteria(self, *args: Any) -> bool:
         # A static cache does not say before the first step that its layers will keep rows, which
         # grow with every step.
-        return not self.config.evolution and super()._valid_auto_compile_criteria(*args)
+        return not self.config.needs_rows and super()._valid_auto_compile_criteria(*args)
 
 
 class EAT5ForQuestionAnswering(EvolvingT5PreTrainedModel, t5.T5ForQuestionAnswering):

@@ -238,6 +238,24 @@ def test_queries_that_see_nothing_get_zeros_as_in_timm():
     assert all(g.isfinite().all() for g in grads(evolving, x, attn_mask=mask).values())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_lowest_number_hides_in_half_precision_too(dtype, autocast):
+    """As in the masks of timm's ``create_attention_mask``, which hide the rows of padding."""
+    model = create(alpha=0.3, beta=0.4)
+    model = model if autocast else model.to(dtype)
+    x = images() if autocast else images().to(dtype)
+    real = torch.ones(2, 17, dtype=torch.bool)
+    real[1, 12:] = False
+    allowed = real[:, None, :, None] & real[:, None, None, :]
+    mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        expected = model.forward_features(x, attn_mask=allowed)
+        got = model.forward_features(x, attn_mask=mask)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(got, expected)
+
+
 def test_causal_attention_sees_no_later_token():
     model = create(alpha=0.3, beta=0.4).double()
     x = images(dtype=torch.float64)

@@ -206,8 +206,23 @@ def test_the_cache_is_cropped_reordered_and_reset(source):
             cache.crop(count)
             torch.testing.assert_close(*continued(cache, torch.arange(2), 6), rtol=0, atol=1e-5)
         else:
-            with pytest.raises(ValueError, match="cropped by at most 64 tokens now.*got -65"):
+            with pytest.raises(ValueError, match="cropped by at most 64 tokens now.*got 65"):
                 cache.crop(count)
+
+
+@pytest.mark.parametrize("options", [{"ea_beta": 0.0}, {"ea_kernel_size": 1}])
+def test_where_no_rows_are_read_a_cache_is_the_plain_one(source, options):
+    model = build(**options)
+    target = tokens(2, 71, seed=4)
+    cache = empty_cache()
+    for step in range(70):
+        inputs = {"decoder_input_ids": target[:, step : step + 1], "cache": cache}
+        model(**source, **inputs, use_cache=True)
+    cache.crop(-69)
+    assert not any(hasattr(layer, "rows") for layer in cache.self_attention_cache.layers)
+    inputs = {"decoder_input_ids": target[:, 1:], "cache": cache}
+    rest = model(**source, **inputs, use_cache=True).logits
+    torch.testing.assert_close(rest, forced(model, source, target)[:, 1:], rtol=0, atol=1e-5)
 
 
 def test_a_cache_keeps_the_form_of_the_plain_one(source):

@@ -172,6 +172,9 @@ def test_options_that_differ_from_the_checkpoint_are_an_error(dtype, tmp_path):
         with pytest.raises(ValueError, match="alpha is 0.3 in the checkpoint.*ea_alpha=0.1"):
             model_class.from_pretrained(tmp_path, ea_learnable=True, ea_alpha=0.1)
         model_class.from_pretrained(tmp_path, ea_learnable=True, ea_alpha=0.3)
+        config = model.config_class.from_pretrained(tmp_path, ea_learnable=True, ea_alpha=0.1)
+        with pytest.raises(ValueError, match="alpha is 0.3 in the checkpoint.*ea_alpha=0.1"):
+            model_class.from_pretrained(tmp_path, config=config)
         for ignore in (False, True):
             with pytest.raises(ValueError, match="kernel size of 3, but .* with ea_kernel_size=5"):
                 model_class.from_pretrained(
@@ -234,6 +237,18 @@ def test_learned_mixing_is_saved(tmp_path):
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     with pytest.raises(ValueError, match="ea_learnable=True if it was learned"):
         ours("t5", "ForConditionalGeneration").from_pretrained(tmp_path, ea_learnable=False)
+    auto = transformers.AutoModelForSeq2SeqLM
+    with pytest.raises(ValueError, match="alpha is .* in the checkpoint.*ea_alpha=0.9"):
+        auto.from_pretrained(tmp_path, ea_alpha=0.9)
+    config = transformers.AutoConfig.from_pretrained(tmp_path, ea_alpha=0.9)
+    config.save_pretrained(tmp_path / "config")
+    assert "_ea_given" not in (tmp_path / "config" / "config.json").read_text()
+    fresh = ours("t5", "ForConditionalGeneration")(config)
+    fresh.save_pretrained(tmp_path / "fresh")
+    with torch.no_grad():
+        fresh.decoder.block[1].layer[0].SelfAttention.evolution.alpha.fill_(0.2)
+    fresh.save_pretrained(tmp_path / "trained")  # the model's configuration names no given option
+    type(fresh).from_pretrained(tmp_path / "trained", config=fresh.config)
 
 
 def test_fewer_layers_and_shared_embeddings(tmp_path):
