@@ -35,7 +35,7 @@ def build(options: dict, length: int, channels: int, batch_size: int) -> tuple[n
     network_options = {name: getattr(classifier, name) for name in NETWORK_OPTIONS}
     network = DCTransformer(channels * 2, 4, length, **network_options)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # the table says it
+        warnings.simplefilter("ignore", UserWarning)  # the table says it
         at_once = classifier.series_at_once(batch_size, length, 2 * len(network.blocks))
     return network, at_once
 

@@ -4,7 +4,6 @@ from argparse import ArgumentParser, Namespace
 from collections import OrderedDict
 from typing import Any
 
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 from fairseq.models.multilingual_transformer import MultilingualTransformerModel
 from fairseq.tasks import FairseqTask
@@ -15,10 +14,7 @@ from ea_fairseq.models.ea_transformer import (
     TransformerEvolutionConfig,
     check_config,
 )
-from ea_fairseq.models.options import (
-    check_names,
-    register_architectures_of,
-)
+from ea_fairseq.models.options import add_options, check_names, register_architectures_of
 from ea_fairseq.modules import EvolvingTransformerDecoder, EvolvingTransformerEncoder
 from evolving_attention.loading import StartsFromPlainWeights
 
@@ -31,8 +27,7 @@ class EAMultilingualTransformerModel(MultilingualTransformerModel, StartsFromPla
     def add_args(parser: ArgumentParser) -> None:
         """Adds the options; the architectures give the defaults."""
         MultilingualTransformerModel.add_args(parser)
-        options = TransformerEvolutionConfig()
-        gen_parser_from_dataclass(parser, options, delete_default=True, with_prefix="")
+        add_options(parser, TransformerEvolutionConfig)
 
     @classmethod
     def build_model(cls, args: Namespace, task: FairseqTask) -> "EAMultilingualTransformerModel":

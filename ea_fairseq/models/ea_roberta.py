@@ -4,7 +4,6 @@ from argparse import ArgumentParser, Namespace
 from contextlib import nullcontext
 from typing import Dict
 
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model
 from fairseq.models.roberta import RobertaEncoder, RobertaModel
 from fairseq.models.roberta.model import base_architecture
@@ -16,6 +15,7 @@ from omegaconf import OmegaConf, open_dict
 from ea_fairseq.models.ea_transformer import EATransformerConfig
 from ea_fairseq.models.options import (
     EvolutionConfig,
+    add_options,
     check_evolution,
     check_heads,
     check_names,
@@ -66,7 +66,7 @@ class EARobertaModel(RobertaModel, StartsFromPlainWeights):
             action="store_true",
             help="move checkpointed activations to the CPU (sets --checkpoint-activations)",
         )
-        gen_parser_from_dataclass(parser, EvolutionConfig(), delete_default=True, with_prefix="")
+        add_options(parser, EvolutionConfig)
 
     @classmethod
     def build_model(cls, args: Namespace, task: FairseqTask) -> "EARobertaModel":

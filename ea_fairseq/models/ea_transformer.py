@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Dict
 
 from fairseq.data import Dictionary
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerConfig, TransformerModel, base_architecture
 from fairseq.tasks import FairseqTask
@@ -16,6 +15,7 @@ from torch import nn
 from ea_fairseq.models.options import (
     ATTENTIONS,
     EvolutionConfig,
+    add_options,
     check_evolution,
     check_heads,
     check_names,
@@ -85,9 +85,7 @@ class EATransformerModel(TransformerModel, StartsFromPlainWeights):
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
         """Adds the options; the architectures give the defaults."""
-        gen_parser_from_dataclass(
-            parser, EATransformerConfig(), delete_default=True, with_prefix=""
-        )
+        add_options(parser, EATransformerConfig)
 
     @classmethod
     def build_model(cls, args: Namespace, task: FairseqTask) -> "EATransformerModel":

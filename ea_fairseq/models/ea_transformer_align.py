@@ -2,7 +2,6 @@
 
 from argparse import ArgumentParser, Namespace
 
-from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import register_model
 from fairseq.models.transformer_align import TransformerAlignModel, transformer_align
 from fairseq.tasks import FairseqTask
@@ -12,7 +11,7 @@ from ea_fairseq.models.ea_transformer import (
     EATransformerModel,
     TransformerEvolutionConfig,
 )
-from ea_fairseq.models.options import register_architectures_of
+from ea_fairseq.models.options import add_options, register_architectures_of
 from evolving_attention.loading import StartsFromPlainWeights
 
 
@@ -24,8 +23,7 @@ class EATransformerAlignModel(TransformerAlignModel, StartsFromPlainWeights):
     def add_args(parser: ArgumentParser) -> None:
         """Adds the options; the architectures give the defaults."""
         TransformerAlignModel.add_args(parser)
-        options = TransformerEvolutionConfig()
-        gen_parser_from_dataclass(parser, options, delete_default=True, with_prefix="")
+        add_options(parser, TransformerEvolutionConfig)
 
     @classmethod
     def build_model(cls, args: Namespace, task: FairseqTask) -> "EATransformerAlignModel":

@@ -1,11 +1,12 @@
 """The ``--ea-*`` options that all models share: their names, defaults and checks."""
 
 import logging
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field, fields
 from typing import Any, Callable, Dict, Mapping, Optional, Type, Union
 
 from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import (
     ARCH_CONFIG_REGISTRY,
     ARCH_MODEL_NAME_REGISTRY,
@@ -37,6 +38,11 @@ class EvolutionConfig(FairseqDataclass):
         default=False,
         metadata={"help": "learn alpha and beta of each layer, starting from the given values"},
     )
+
+
+def add_options(parser: ArgumentParser, config: Type[FairseqDataclass]) -> None:
+    """Adds the options of `config` without defaults, which the architectures give."""
+    gen_parser_from_dataclass(parser, config(), delete_default=True, with_prefix="")
 
 
 def check_names(args: Union[Namespace, DictConfig], config: Type[EvolutionConfig]) -> None:
