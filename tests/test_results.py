@@ -110,9 +110,9 @@ def test_the_summary_has_the_verdict_of_each_score():
         }
 
     plain = side(40.0, 30.0)
-    both = report.summary(experiment, {"plain": plain, "evolving": side(41.0, 31.0)})
+    (both,) = report.summary(experiment, {"plain": plain, "evolving": side(41.0, 31.0)})
     assert both.endswith("2 pairs, better.")
-    split = report.summary(experiment, {"plain": plain, "evolving": side(39.0, 31.0)})
+    (split,) = report.summary(experiment, {"plain": plain, "evolving": side(39.0, 31.0)})
     assert split.endswith("2 pairs, worse and better.")
 
 

@@ -59,7 +59,7 @@ class Experiment:
         settings: options of the evolving attention by the setting's name. The first one is "plain",
             with which the others are compared.
         seeds: one training for each, in each setting.
-        in_summary: whether the README has a line for it.
+        headline: the scores that the README has; None for the first one.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Experiment:
     lower_is_better: bool
     settings: Dict[str, Options]
     seeds: Tuple[int, ...]
-    in_summary: bool = field(default=True, kw_only=True)
+    headline: Optional[Tuple[str, ...]] = field(default=None, kw_only=True)
 
     def prepare(self, data: Path, work: Path) -> None:
         """Writes what all trainings share to the folder `work`, unless it is there."""

@@ -55,6 +55,7 @@ MINILM = (
     "all-MiniLM-L6-v2 (a BERT with 6 layers of width 384 and 12 heads, already tuned to embed "
     "sentences), fine-tuned with AdamW "
 )
+BLEUS = ("BLEU test_2016_flickr", "BLEU test_2017_flickr")
 ROBERTA = "RoBERTa with 4 layers of width 128 and 4 heads, "
 
 EXPERIMENTS: Dict[str, Experiment] = {
@@ -104,7 +105,8 @@ EXPERIMENTS: Dict[str, Experiment] = {
             about="Transformer-Lite (6 layers on either side, width 160, 4 heads), 2,600 updates "
             "of 2,048 tokens with Adam, learning rate 2e-3. BLEU is sacreBLEU's, ignoring case, of "
             "the last checkpoint with beam 5.",
-            scores=("validation loss, bits", "BLEU test_2016_flickr", "BLEU test_2017_flickr"),
+            scores=("validation loss, bits", *BLEUS),
+            headline=BLEUS,
             lower_is_better=True,
             settings=FAIRSEQ_SETTINGS,
             seeds=(1, 2, 3),
@@ -122,7 +124,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
             lower_is_better=True,
             settings=FAIRSEQ_SETTINGS | ABLATIONS,
             seeds=(1, 2, 3, 4, 5),
-            in_summary=False,
+            headline=(),
             plain_arch="transformer",
             arch="ea_transformer",
             recipe=f"{TRANSLATION} --max-tokens 1024",

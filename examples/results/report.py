@@ -276,17 +276,19 @@ def section(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
     ]
 
 
-def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
-    """An experiment in one line, for the README."""
+def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str]:
+    """An experiment's line in the README, if it has one."""
     parts, verdicts = [], []
-    scores = experiment.scores[1:] if experiment.name == "translation" else experiment.scores[:1]
+    scores = experiment.scores[:1] if experiment.headline is None else experiment.headline
+    if not scores:
+        return []
     for score in scores:
         it = compare(found["plain"], found["evolving"], score)
         assert it is not None
         parts.append(f"{score} {it.other:.2f} → {it.ours:.2f} ({it.text(2)})")
         verdicts.append(it.verdict(lower(experiment, score)))
     words = " and ".join(dict.fromkeys(verdicts))
-    return f"- {experiment.title}: {', '.join(parts)}; {count_pairs(it.seeds)}, {words}."
+    return [f"- {experiment.title}: {', '.join(parts)}; {count_pairs(it.seeds)}, {words}."]
 
 
 def replace_between(text: str, marker: str, lines: List[str]) -> str:
@@ -312,7 +314,7 @@ def documents() -> Dict[Path, str]:
     """What README.md and docs/results.md should be, by path."""
     results = finished()
     sections = [line for experiment, found in results for line in section(experiment, found)]
-    lines = [summary(experiment, found) for experiment, found in results if experiment.in_summary]
+    lines = [line for experiment, found in results for line in summary(experiment, found)]
     parts = {ROOT / "docs" / "results.md": sections, ROOT / "README.md": lines}
     return {
         path: replace_between(path.read_text(encoding="utf-8"), "results", part)
