@@ -113,7 +113,8 @@ def test_the_summary_has_the_verdict_of_each_score():
     (both,) = report.summary(experiment, {"plain": plain, "evolving": side(41.0, 31.0)})
     assert both.endswith("2 pairs, better.")
     (split,) = report.summary(experiment, {"plain": plain, "evolving": side(39.0, 31.0)})
-    assert split.endswith("2 pairs, worse and better.")
+    assert "2 pairs: BLEU test_2016_flickr 40.00 → 39.00 (-1.00 ± 0.00), worse; BLEU" in split
+    assert split.endswith("+1.00 ± 0.00), better.")
 
 
 def test_settings_are_compared_with_the_plain_model_and_with_the_defaults():

@@ -55,6 +55,7 @@ MINILM = (
     "all-MiniLM-L6-v2 (a BERT with 6 layers of width 384 and 12 heads, already tuned to embed "
     "sentences), fine-tuned with AdamW "
 )
+MASKED_LM_SCORES = ("validation loss, bits", "CoLA, Matthews correlation, %", "RTE, accuracy, %")
 BLEUS = ("BLEU test_2016_flickr", "BLEU test_2017_flickr")
 ROBERTA = "RoBERTa with 4 layers of width 128 and 4 heads, "
 
@@ -87,8 +88,10 @@ EXPERIMENTS: Dict[str, Experiment] = {
             "training sentences of CoLA and RTE (vocabulary of 4,000); then 6 epochs of "
             "fine-tuning on either task, scored after the last. The learning rate falls to 0 over "
             "these few updates, so the validation loss says which model learns faster, not where "
-            "longer trainings would end.",
-            scores=("validation loss, bits", "CoLA, Matthews correlation, %", "RTE, accuracy, %"),
+            "longer trainings would end. RTE stays near chance: one answer for all would be right "
+            "in 52.7 %.",
+            scores=MASKED_LM_SCORES,
+            headline=MASKED_LM_SCORES,
             lower_is_better=True,
             settings=FAIRSEQ_SETTINGS,
             seeds=(1, 2, 3, 4, 5),

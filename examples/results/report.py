@@ -287,8 +287,10 @@ def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
         assert it is not None
         parts.append(f"{score} {it.other:.2f} → {it.ours:.2f} ({it.text(2)})")
         verdicts.append(it.verdict(lower(experiment, score)))
-    words = " and ".join(dict.fromkeys(verdicts))
-    return [f"- {experiment.title}: {', '.join(parts)}; {count_pairs(it.seeds)}, {words}."]
+    if len(set(verdicts)) > 1:
+        parts = [f"{part}, {word}" for part, word in zip(parts, verdicts, strict=True)]
+        return [f"- {experiment.title}, {count_pairs(it.seeds)}: {'; '.join(parts)}."]
+    return [f"- {experiment.title}: {', '.join(parts)}; {count_pairs(it.seeds)}, {verdicts[0]}."]
 
 
 def replace_between(text: str, marker: str, lines: List[str]) -> str:
