@@ -13,7 +13,7 @@ NAME = "ea_fairseq"
 
 if __name__ == NAME:
     from ea_fairseq import criterions, models, tasks  # noqa: F401
-    from ea_fairseq.checkpoints import allow_checkpoints
+    from ea_fairseq.checkpoints import allow_checkpoints, prune_only_once
     from ea_fairseq.command_line import show_model_options_in_help
 
     # Where fairseq finds `--user-dir ea_fairseq` from any directory: beside itself. It takes a
@@ -23,6 +23,7 @@ if __name__ == NAME:
         __path__.append(_beside_fairseq)
 
     allow_checkpoints()
+    prune_only_once()
     show_model_options_in_help()
 else:
     # `--user-dir` names the folder by a link. fairseq would import every module again under the

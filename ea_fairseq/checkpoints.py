@@ -1,8 +1,9 @@
 """fairseq's checkpoints: what torch >= 2.6 may unpickle, and the options that they hold."""
 
 import argparse
+import re
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
 from pickle import UnpicklingError
 from typing import Any, Callable, ContextManager, Dict, Iterator, Mapping, Tuple
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
+from omegaconf import OmegaConf, open_dict
 
 
 class PickledDtype:
@@ -119,6 +121,37 @@ def numbers_allowed() -> ContextManager[None]:
             (number, "numpy._core.multiarray.scalar"),
         ]
     )
+
+
+def prune_only_once() -> None:
+    """Lets a pruned model of ours be loaded and trained further with the options that pruned it.
+
+    With ``--encoder-layers-to-keep`` or ``--decoder-layers-to-keep``, fairseq prunes whatever it
+    loads, also what was pruned before, and drops all layers of a side that is not named.
+    """
+    prune = checkpoint_utils.prune_state_dict
+
+    @wraps(prune)
+    def prune_state_dict(state_dict: Mapping[str, Any], model_cfg: Any) -> Any:
+        if hasattr(model_cfg, "ea_alpha"):
+            name_all_layers(state_dict, model_cfg)
+        return prune(state_dict, model_cfg)
+
+    checkpoint_utils.prune_state_dict = prune_state_dict
+
+
+def name_all_layers(state_dict: Mapping[str, Any], cfg: Any) -> None:
+    """If layers are to be kept, sets the option of a side that needs no pruning to all layers."""
+    options = ("encoder_layers_to_keep", "decoder_layers_to_keep")
+    kept = {option: getattr(cfg, option, None) for option in options}
+    if not any(kept.values()):
+        return
+    for option, layers in kept.items():
+        pattern = rf"{option.partition('_')[0]}\..*?\blayers\.(\d+)\."
+        found = {int(match[1]) for match in map(re.compile(pattern).match, state_dict) if match}
+        if found and (not layers or len(layers.split(",")) == len(found)):
+            with open_dict(cfg) if OmegaConf.is_config(cfg) else nullcontext():
+                setattr(cfg, option, ",".join(map(str, sorted(found))))
 
 
 def options_of(state: Mapping[str, Any], part: str) -> Dict[str, Any]:

@@ -1,8 +1,7 @@
 """The rows of earlier maps that incremental decoding needs, kept in transformers' cache."""
 
-from collections import deque
 from contextlib import nullcontext
-from typing import Any, Callable, ContextManager, Deque, Dict, Optional
+from typing import Any, Callable, ContextManager, Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ class LayerWithRows(CacheLayerMixin):
 
     is_compileable = False  # the rows grow
     rows: Dict[str, Tensor]
-    steps: Dict[str, Deque[int]]
+    steps: Dict[str, List[int]]
     reach: int
 
     def step(
@@ -60,9 +59,12 @@ class LayerWithRows(CacheLayerMixin):
         kept = torch.cat([kept, a_in], dim=2)
         # Assisted decoding takes back the tokens that the model refuses; from an assistant, also
         # the whole target, which it reads again before the next proposals.
-        steps = self.steps.setdefault(evolution.window, deque(maxlen=CROPPABLE))
-        steps.append(queries)
-        self.rows[evolution.window] = kept[:, :, -(self.reach + sum(steps)) :]
+        croppable = CROPPABLE
+        if not torch.compiler.is_compiling():  # each step would be compiled anew, for its number
+            steps = [*self.steps.get(evolution.window, []), queries][-CROPPABLE:]
+            self.steps[evolution.window] = steps
+            croppable = sum(steps)
+        self.rows[evolution.window] = kept[:, :, -(self.reach + croppable) :]
         return evolved
 
     def each(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -93,7 +95,7 @@ class LayerWithRows(CacheLayerMixin):
                     f"for {CROPPABLE} steps only, got {-tokens_to_remove}. In assisted decoding, "
                     "lower the assistant's num_assistant_tokens"
                 )
-            self.steps[window] = deque([min(left, CROPPABLE)], maxlen=CROPPABLE)
+            self.steps[window] = [min(left, CROPPABLE)]
         super().crop(tokens_to_remove)
         self.each(lambda rows: rows[:, :, : rows.size(2) + tokens_to_remove])
 
@@ -139,7 +141,7 @@ def layer_with_rows(cache: Cache, layer_idx: int, window: str, query_length: int
 
     Raises:
         ValueError: the cache holds tokens already, but not the rows of their maps; or it is
-            neither dynamic nor static.
+            neither dynamic nor static, or static in a graph.
     """
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
@@ -156,6 +158,11 @@ def layer_with_rows(cache: Cache, layer_idx: int, window: str, query_length: int
         past = layer.get_seq_length()
         if window == "cross":  # self-attention has added its tokens before
             past = past - query_length
+        if isinstance(past, Tensor) and torch.compiler.is_compiling():
+            raise ValueError(
+                "cache must be dynamic to be compiled or exported, since the rows of the attention "
+                "maps grow with each step"
+            )
         if past > 0:
             raise ValueError(
                 f"cache holds {int(past)} tokens, but not the rows of their attention maps: it "

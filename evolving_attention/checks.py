@@ -176,7 +176,9 @@ def check_weights(
         check_kernel_size("kernel_size", kernel_size)
         dtypes = (weight.dtype, bias.dtype, attn_logits.dtype)
         # Autocast casts all of them, unless one is of double precision.
-        if torch.float64 in dtypes or not torch.is_autocast_enabled(attn_logits.device.type):
+        device = attn_logits.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if torch.float64 in dtypes or not autocast:
             check_dtype("weight", weight, attn_logits)
             check_dtype("bias", bias, attn_logits)
     for name, value in (("alpha", alpha), ("beta", beta)):

@@ -83,6 +83,7 @@ class StartsFromPlainWeights(nn.Module):
                 if not known and f".{part}." in f".{name}" and not parameter.is_meta:
                     fresh[name] = parameter.detach()
         if not fresh:
+            self.warn_of_plain_maps(state_dict)
             return state_dict
         logger.warning(
             "%d weights of %s are not in the checkpoint and keep their initial values: %s, ...",
@@ -91,6 +92,20 @@ class StartsFromPlainWeights(nn.Module):
             next(iter(fresh)),
         )
         return {**state_dict, **fresh}
+
+    def warn_of_plain_maps(self, state_dict: Mapping[str, Any]) -> None:
+        """Logs a warning if only the model's maps evolve, without any weight of their own."""
+        if any(".evolution." in f".{name}" for name in state_dict):
+            return
+        for module in self.modules():
+            if isinstance(module, AttentionEvolution) and module.weight is None:
+                logger.warning(
+                    "the checkpoint has neither alpha nor beta, like that of a plain model, but in "
+                    "this %s maps evolve with alpha=%s, beta=%s",
+                    type(self).__name__,
+                    *module.mixing,
+                )
+                return
 
 
 def adopt_options(

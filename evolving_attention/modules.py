@@ -271,7 +271,8 @@ class AttentionEvolution(nn.Module):
                         "learned"
                     )
                 state_dict[key] = torch.tensor([number])
-        if self.learnable and not convolves and is_zero(state_dict.get(f"{prefix}beta")):
+        names = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
+        if self.learnable and names == {"alpha", "beta"} and is_zero(state_dict[f"{prefix}beta"]):
             # Trained without a convolution: it begins anew, and the learned beta at 0.
             for name in ("weight", "bias"):
                 state_dict[f"{prefix}{name}"] = getattr(self, name).detach()

@@ -596,6 +596,13 @@ def test_a_mask_of_the_last_query_only_is_found(queries):
         AttentionEvolution(HEADS, 0.1, 0.1).double()(logits, prev)
 
 
+def test_shapes_on_the_meta_device():
+    logits, prev = (x.to("meta") for x in maps())
+    layer = AttentionEvolution(HEADS, 0.1, 0.1).to("meta", torch.float64)
+    evolved = evolve(logits, prev, layer.weight, layer.bias, 0.1, 0.1)
+    assert evolved.shape == layer(logits, prev).shape == logits.shape
+
+
 @pytest.mark.parametrize("heads", [6, 8])
 @pytest.mark.parametrize("kernel_size", [3, 5, 7, 11])
 def test_wide_kernels_in_bfloat16(kernel_size, heads):

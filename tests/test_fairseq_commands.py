@@ -164,18 +164,19 @@ def test_layers_pruned_when_generating(data, trained, encoder, decoder):
 
 
 def test_a_pruned_model_that_is_trained_further_can_be_loaded(data, trained, tmp_path):
+    arguments = (data / "bin", *MODEL, *TRAINING, "--disable-validation")
+    start = ("--finetune-from-model", trained / "checkpoint_last.pt", "--save-dir")
     kept = ("--encoder-layers-to-keep", "0,2", "--decoder-layers-to-keep", "1")
-    arguments = (data / "bin", *MODEL, *TRAINING, *kept, "--save-dir", tmp_path)
-    fairseq(
-        "train",
-        *arguments,
-        "--max-update",
-        1,
-        "--finetune-from-model",
-        trained / "checkpoint_last.pt",
-    )
-    _, hypotheses = generate(data, paths=[tmp_path / "checkpoint_last.pt"])
-    assert len(hypotheses) == 24
+    for updates in (1, 2):  # the second time, it resumes
+        end = ("--max-update", updates)
+        fairseq("train", *arguments, *kept, *start, tmp_path / "both", *end)
+    fairseq("train", *arguments, *kept[:2], *start, tmp_path / "one", "--max-update", 1)
+    fairseq("train", *arguments, *kept, "--save-dir", tmp_path / "new", "--max-update", 1)
+    for name, encoder, decoder in (("both", 2, 1), ("one", 2, 3), ("new", 2, 1)):
+        path = tmp_path / name / "checkpoint_last.pt"
+        layers = {key.partition(".self_attn.")[0] for key in weights(path) if ".self_attn." in key}
+        assert len(layers) == encoder + decoder
+        assert len(generate(data, paths=[path])[1]) == 24
     kept = ("--encoder-layers-to-keep", "0", "--decoder-layers-to-keep", "1")
     with pytest.raises(ValueError, match="fewer than two layers.*encoder: 1, decoder: 1, cross: 1"):
         fairseq("train", data / "bin", *MODEL, *TRAINING, *kept)
@@ -712,6 +713,16 @@ PLAIN_MODEL = {
     "ea_multilingual_transformer": "multilingual_transformer",
     "ea_roberta": "roberta",
 }
+
+
+def test_the_layers_of_a_multilingual_model_are_not_pruned(data):
+    with pytest.raises(ValueError, match="--decoder-layers-to-keep cannot be used with ea_multil"):
+        fairseq(
+            "train",
+            *(data / "bin", "--user-dir", USER_DIR, "--arch", "ea_multilingual_transformer"),
+            *(*TRAINING, *SMALL, "--task", "multilingual_translation", "--lang-pairs", "de-en"),
+            *("--encoder-layers", 3, "--decoder-layers-to-keep", "0,1"),
+        )
 
 
 def test_every_architecture_of_the_hosts_is_registered():

@@ -19,6 +19,7 @@ from test_fairseq_commands import ENVIRONMENT, USER_DIR, command, fairseq, weigh
 from test_prepare import as_folder, snapshot
 from tokenizers import ByteLevelBPETokenizer
 
+import ea_fairseq.average_checkpoints as averaging
 from ea_fairseq.models.ea_roberta import EARobertaModel
 
 pytestmark = pytest.mark.slow
@@ -558,6 +559,16 @@ def test_finetuning_and_evaluation(text, tasks, pretrained, tmp_path, capsys, na
     assert (tmp_path / "out.tsv").read_bytes() == predictions
     with pytest.raises(SystemExit, match="test of .* has no labels: give --predictions"):
         evaluate.main([*same, "--split", "test"])
+    # A user's own training may not shorten the examples.
+    state = averaging.load(checkpoint)
+    state["cfg"]["task"]["shorten_method"] = "none"
+    torch.save(state, tmp_path / "long.pt")
+    for file in (*data.glob("input0/train.*"), *data.glob("label/train.*")):  # has a long example
+        shutil.copyfile(file, file.with_name(file.name.replace("train", "valid")))
+    same[-1] = str(tmp_path / "long.pt")
+    message = rf"an example of valid has \d+ tokens, but .*long.pt takes at most {POSITIONS}: fine-"
+    with pytest.raises(SystemExit, match=message):
+        evaluate.main(same)
 
     with pytest.raises(SystemExit, match="there is no folder .*nowhere"):
         evaluate.main([*same, "--predictions", str(tmp_path / "nowhere/out.tsv")])

@@ -7,6 +7,8 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from evolving_attention import AttentionEvolution
 from evolving_attention.loading import StartsFromPlainWeights, adopt_options
@@ -34,6 +36,11 @@ class Stack(StartsFromPlainWeights):
 
 def evolution(alpha=0.5, beta=1.0, **options):
     return AttentionEvolution(2, alpha, beta, **options)
+
+
+def halve(module):
+    prune.l1_unstructured(module, "weight", 0.5)
+    prune.l1_unstructured(module, "bias", 0.5)
 
 
 def through_a_file(state):
@@ -97,6 +104,19 @@ def test_learned_numbers():
         evolution(0.3, 0.4).load_state_dict(state)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("change", [halve, weight_norm])
+def test_changed_convolutions_load_their_own_weights(change, beta):
+    model = evolution(0.0, beta, learnable=True)
+    change(model)
+    state = through_a_file(model.state_dict())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    model.load_state_dict(state)
+    torch.testing.assert_close(dict(model.state_dict()), dict(state))
+
+
 def test_a_model_without_convolution_learns_on():
     """From its own function, with a convolution that is as it was before loading."""
     trained, model = evolution(0.3, 0.0), evolution(0.7, 0.6, learnable=True)
@@ -142,6 +162,16 @@ def test_plain_weights_leave_one_warning(caplog):
     assert torch.equal(model.query.weight, plain["query.weight"])
     for name, value in model.state_dict().items():
         assert torch.equal(value, plain.get(name, before[name])), name
+
+
+def test_plain_weights_of_a_model_without_convolution_leave_one_warning(caplog):
+    model = Stack(alpha=0.5, beta=0.0)
+    plain = {name: x for name, x in model.state_dict().items() if "evolution" not in name}
+    model.load_state_dict(model.state_dict())
+    assert not caplog.records
+    model.load_state_dict(plain)
+    (record,) = caplog.records
+    assert "but in this Stack maps evolve with alpha=0.5, beta=0.0" in record.getMessage()
 
 
 @pytest.mark.parametrize("state", [{}, {"query.weight": torch.ones(8, 8)}])

@@ -225,6 +225,47 @@ def test_where_no_rows_are_read_a_cache_is_the_plain_one(source, options):
     torch.testing.assert_close(rest, forced(model, source, target)[:, 1:], rtol=0, atol=1e-5)
 
 
+def test_a_compiled_decoder_is_compiled_once(source):
+    """Not once for each token. The rows that it keeps can be taken back."""
+    model, graphs = build(), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    step = torch.compile(model, backend=backend, dynamic=True, fullgraph=True)
+    target = tokens(2, 8, seed=3)
+    encoder_outputs = model.encoder(**source)
+    cache, counts = empty_cache(), []
+    with torch.no_grad():
+        for i in range(7):
+            inputs = {"decoder_input_ids": target[:, i : i + 1], "cache": cache}
+            mask = source["attention_mask"]
+            step(encoder_outputs=encoder_outputs, attention_mask=mask, **inputs, use_cache=True)
+            counts.append(len(graphs))
+        assert counts[3] == counts[-1]
+        cache.crop(-3)
+        inputs = {"decoder_input_ids": target[:, 4:], "cache": cache}
+        rest = model(**source, **inputs, use_cache=True).logits
+        expected = forced(model, source, target)[:, 4:]
+        torch.testing.assert_close(rest, expected, rtol=0, atol=1e-5)
+    static = transformers.EncoderDecoderCache(
+        transformers.StaticCache(model.config, max_cache_len=8), transformers.DynamicCache()
+    )
+    with pytest.raises(Exception, match="cache must be dynamic to be compiled or exported"):
+        inputs = {"decoder_input_ids": target[:, :1], "cache": static}
+        step(encoder_outputs=encoder_outputs, attention_mask=mask, **inputs, use_cache=True)
+
+
+def test_transformers_own_export(source):
+    exporters = pytest.importorskip("transformers.exporters")
+    model = build()
+    inputs = {**source, "decoder_input_ids": tokens(2, 5, seed=3)}
+    config = exporters.DynamoConfig(dynamic=True)
+    exported = exporters.DynamoExporter().export(model, dict(inputs), config=config)
+    torch.testing.assert_close(exported(**inputs).logits, model(**inputs).logits)
+
+
 def test_a_cache_keeps_the_form_of_the_plain_one(source):
     """One layer for each of the decoder, with keys and values of the same shapes."""
     target = tokens(2, 5, seed=3)

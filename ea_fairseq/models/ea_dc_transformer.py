@@ -111,5 +111,5 @@ class EADCTransformerModel(BaseFairseqModel, StartsFromPlainWeights):
     def forward(self, series: Tensor, lengths: Tensor) -> Tensor:
         """Series (batch, steps, channels) and their lengths -> (batch, outputs)."""
         # With --fp16, fairseq converts the model's weights, but not all samples.
-        series = series.to(self.network.embed.weight.dtype)
+        series = series.to(next(self.parameters()).dtype)
         return self.network(series, lengths)

@@ -33,6 +33,11 @@ class EAMultilingualTransformerModel(MultilingualTransformerModel, StartsFromPla
     def build_model(cls, args: Namespace, task: FairseqTask) -> "EAMultilingualTransformerModel":
         """Builds the model. Raises ValueError, naming the option, if that is impossible."""
         check_names(args, EATransformerConfig)
+        for option in ("encoder_layers_to_keep", "decoder_layers_to_keep"):
+            if getattr(args, option, None):
+                raise ValueError(
+                    f"--{option.replace('_', '-')} cannot be used with ea_multilingual_transformer"
+                )
         pairs = super().build_model(args, task).models
         return cls(
             OrderedDict((name, pair.encoder) for name, pair in pairs.items()),

@@ -52,6 +52,12 @@ def predict(task: Task, checkpoint: Path, data: Path, split: str) -> tuple[list,
     )
     fairseq_task.load_dataset(split)
     dataset = fairseq_task.dataset(split)
+    longest = max(map(dataset.num_tokens, range(len(dataset))))
+    if longest > model.max_positions():
+        raise DataError(
+            f"an example of {split} has {longest} tokens, but {checkpoint} takes at most "
+            f"{model.max_positions()}: fine-tune with --shorten-method truncate"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     predictions, targets = [None] * len(dataset), [None] * len(dataset)

@@ -191,7 +191,9 @@ def read_splits(args: argparse.Namespace, task: Task) -> dict[str, list[dict]]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
     most = min(tokenizer.model_max_length, positions)
     if args.max_length is not None and args.max_length > most:
-        raise DataError(f"--max-length must be at most {most} for {args.model}")
+        raise DataError(
+            f"--max-length must be at most {most} for {args.model}, got {args.max_length}"
+        )
     length = args.max_length or min(MAX_LENGTH, most)
     return {
         split: encode(task, read(task, path, split, args.skip_bad_lines), tokenizer, length)
