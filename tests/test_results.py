@@ -300,7 +300,11 @@ def test_a_fine_tuning_leaves_its_weights(tmp_path, monkeypatch):
     arguments = ["run.py", name, "--data", tmp_path, "--work", work, "--out", tmp_path / "json"]
     arguments += ["--keep", tmp_path / "kept", "--seeds", 1, "--settings", "evolving"]
     monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
-    run.main()
+    precision = torch.get_float32_matmul_precision()
+    try:
+        run.main()
+    finally:
+        torch.set_float32_matmul_precision(precision)
     model = experiment.build(str(bert), experiment.settings["evolving"], 1)
     start = {key: x.clone() for key, x in model.state_dict().items()}
     model.load_state_dict(torch.load(tmp_path / "kept" / f"{name}-evolving-seed1.pt"))
