@@ -604,7 +604,8 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
             weights = compute_class_weight(given, classes=self.classes_, y=y).tolist()
         elif isinstance(given, dict):
             labels = self.classes_.tolist()
-            if unknown := [label for label in given if label not in labels]:
+            unknown = [label for label in given if label not in labels]
+            if unknown and any(label not in given for label in labels):
                 raise ValueError(f"class_weight names {unknown}, but the classes are {labels}")
             weights = [given.get(label, 1.0) for label in labels]
             if not all(is_a(Real, x) and 0 <= x < math.inf for x in weights):

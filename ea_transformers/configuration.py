@@ -101,7 +101,7 @@ class EvolvingConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: Dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers, which would set the options in `kwargs` without checking them.
 
-        The result has their names in `_ea_given`, until a model is made with it.
+        The result has their names in `_ea_given`, until a model is made or loaded with it.
         """
         names = [name for name in kwargs if name[:3] == "ea_" and name in cls.__dataclass_fields__]
         given = {name: kwargs.pop(name) for name in names}

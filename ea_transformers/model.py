@@ -101,6 +101,8 @@ class EvolvingPreTrainedModel(PreTrainedModel):
         model, info = super().from_pretrained(
             *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
+        if isinstance(kwargs.get("config"), EvolvingConfig):  # of which the model has a copy
+            kwargs["config"].__dict__.pop("_ea_given", None)
         check_unexpected(model, info["unexpected_keys"])
         check_shapes(info["mismatched_keys"], ignore_mismatched_sizes)
         for name, module in model.named_modules():

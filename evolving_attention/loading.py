@@ -45,22 +45,21 @@ class StartsFromPlainWeights(nn.Module):
         PyTorch reports missing weights of a convolution; where there is none, this does.
         """
         parts = {key.rpartition(".")[0] for key in state_dict if ".evolution." in f".{key}"}
-        evolutions = {
-            name: module
-            for name, module in self.named_modules()
-            if isinstance(module, AttentionEvolution)
-        }
-        if any(f"{part}.alpha" in state_dict for part in parts):  # version 0.1.0 stored none
-            for name, module in evolutions.items():
-                if module.weight is None and name not in parts:
-                    raise RuntimeError(
-                        f"in the checkpoint, the map of {name.rpartition('.')[0]} does not evolve "
-                        f"(it has {min(parts)}, ...): make this {type(self).__name__} with the "
-                        "layers and the attentions that evolve in the checkpoint"
-                    )
-        if not parts or evolutions:
-            return
-        if any(getattr(module, "drops_evolution", False) for module in self.modules()):
+        own = self.state_dict()
+        stored = any(f"{part}.alpha" in state_dict for part in parts)  # not by version 0.1.0
+        for key in own:
+            part, _, name = key.rpartition(".")
+            missing = part not in parts and f".{part}".endswith(".evolution")
+            if stored and missing and name == "alpha" and f"{part}.weight" not in own:
+                raise RuntimeError(
+                    f"in the checkpoint, the map of {part.removesuffix('.evolution')} does not "
+                    f"evolve (it has {min(parts)}, ...): make this {type(self).__name__} with the "
+                    "layers and the attentions that evolve in the checkpoint"
+                )
+        if not parts or any(
+            isinstance(module, AttentionEvolution) or getattr(module, "drops_evolution", False)
+            for module in self.modules()
+        ):
             return
         part = min(parts)
         names = [f"{part}.{name}" for name in ("alpha", "beta")]
@@ -98,7 +97,9 @@ class StartsFromPlainWeights(nn.Module):
         if any(".evolution." in f".{name}" for name in state_dict):
             return
         for module in self.modules():
-            if isinstance(module, AttentionEvolution) and module.weight is None:
+            if not isinstance(module, AttentionEvolution):
+                continue
+            if module.weight is None and any(module.mixing):
                 logger.warning(
                     "the checkpoint has neither alpha nor beta, like that of a plain model, but in "
                     "this %s maps evolve with alpha=%s, beta=%s",

@@ -1127,6 +1127,8 @@ def test_class_weights_are_by_label():
     X, y = random_series(), np.array(list("112" * 4))
     weights = fitted(X, y, class_weight={"2": 5.0}).weights_of_classes(y)
     assert weights.tolist() == [1.0, 5.0]
+    weights = {"1": 2.0, "2": 5.0, "3": 9.0}  # a fold may lack a class
+    assert fitted(X, y, class_weight=weights).weights_of_classes(y).tolist() == [2.0, 5.0]
     with pytest.raises(
         ValueError, match=r"class_weight names \[2\], but the classes are \['1', '2'\]"
     ):

@@ -7,6 +7,9 @@ import timm
 import torch
 from timm.models._manipulate import group_parameters
 from timm.utils import AttentionExtract
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 
 import ea_timm
 from ea_timm.layers import EvolvingAttention
@@ -454,6 +457,12 @@ def test_learnable_mixing_starts_from_a_checkpoint_without():
     model = create(alpha=0.3, beta=0.2, learnable=True, seed=1)
     model.load_state_dict(source.state_dict())
     torch.testing.assert_close(model(images()), source(images()))
+
+
+def test_wrapped_for_checkpointing_it_loads_its_own_weights():
+    model = create(alpha=0.3, beta=0.0)
+    apply_activation_checkpointing(model, check_fn=lambda x: isinstance(x, EvolvingAttention))
+    model.load_state_dict(model.state_dict())
 
 
 def test_saved_for_the_hub_and_read_back(tmp_path):

@@ -249,6 +249,10 @@ def test_learned_mixing_is_saved(tmp_path):
         fresh.decoder.block[1].layer[0].SelfAttention.evolution.alpha.fill_(0.2)
     fresh.save_pretrained(tmp_path / "trained")  # the model's configuration names no given option
     type(fresh).from_pretrained(tmp_path / "trained", config=fresh.config)
+    options = {"ea_alpha": 0.9, "ea_beta": 0.4, "ea_learnable": True}
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "fresh", **options)
+    for folder in ("fresh", "trained"):  # the options were given for the first
+        type(fresh).from_pretrained(tmp_path / folder, config=config)
 
 
 def test_fewer_layers_and_shared_embeddings(tmp_path):

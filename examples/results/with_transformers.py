@@ -114,9 +114,9 @@ class FineTuning(Experiment):
             warm_up(trainer, options["warmup"])
         start = time.perf_counter()
         trainer.train()
-        torch.save(trainer.model.state_dict(), run / WEIGHTS)
         log = [x for x in trainer.state.log_history if "eval_loss" in x]
         seconds = time.perf_counter() - start - sum(x["eval_runtime"] for x in log)
+        torch.save(trainer.model.state_dict(), run / WEIGHTS)
         scores = {
             ours: log[-1][f"eval_{name}"]
             for ours, name in zip(self.scores, task.metrics, strict=True)
