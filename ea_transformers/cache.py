@@ -49,8 +49,8 @@ class LayerWithRows(CacheLayerMixin):
         kept = self.rows.get(evolution.window)
         if kept is None:
             kept = attn_logits.new_zeros(batch, heads, self.reach, keys)
-        # To earlier queries, the keys that were added since are in the future: zero. There are
-        # fewer keys than before if tokens have been taken back.
+        # To earlier queries, the keys that were added since are in the future: zero. If tokens have
+        # been taken back, there are fewer keys, and the negative padding crops.
         kept = F.pad(kept, (0, keys - kept.size(3)))
         last = kept[:, :, kept.size(2) - self.reach :]
         with weights_of(evolution):
