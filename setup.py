@@ -66,7 +66,7 @@ EXTRAS = {
 setup(
     name="evolving-attention",
     version=VERSION,
-    description="Attention maps that evolve across layers, for fairseq, timm and transformers",
+    description="Attention maps that evolve through the layers of a transformer",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",

@@ -10,7 +10,7 @@ from evolving_attention.functional import evolve
 from evolving_attention.maps import AttentionMap, AttentionProbe, collect_maps
 from evolving_attention.modules import AttentionEvolution
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "WINDOWS",

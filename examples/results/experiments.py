@@ -58,15 +58,20 @@ MINILM = (
 MASKED_LM_SCORES = ("validation loss, bits", "CoLA, Matthews correlation, %", "RTE, accuracy, %")
 BLEUS = ("BLEU test_2016_flickr", "BLEU test_2017_flickr")
 ROBERTA = "RoBERTa with 4 layers of width 128 and 4 heads, "
+PER_MASKED_TOKEN = " The loss is in bits per masked token."
+SMOOTHED = (
+    " The validation loss is the training criterion: cross-entropy with label smoothing of 0.1, in "
+    "bits per token."
+)
 
 EXPERIMENTS: Dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
         MaskedLM(
             name="masked-lm-captions",
-            title="Masked language model of captions",
+            title="Masked language modelling, Multi30k captions",
             about=ROBERTA + "1,000 updates of 2,048 tokens with Adam, learning rate 2e-3, on the "
-            "English side of Multi30k (29,000 captions, vocabulary of 4,000).",
+            "English side of Multi30k (29,000 captions, vocabulary of 4,000)." + PER_MASKED_TOKEN,
             scores=("validation loss, bits",),
             lower_is_better=True,
             settings=FAIRSEQ_SETTINGS
@@ -83,13 +88,13 @@ EXPERIMENTS: Dict[str, Experiment] = {
         ),
         MaskedLM(
             name="masked-lm-glue",
-            title="Masked language model of CoLA and RTE",
+            title="Masked language modelling, then fine-tuning, CoLA and RTE",
             about=ROBERTA + "3,000 updates of 1,024 tokens with Adam, learning rate 2e-3, on the "
             "training sentences of CoLA and RTE (vocabulary of 4,000); then 6 epochs of "
             "fine-tuning on either task, scored after the last. The learning rate falls to 0 over "
             "these few updates, so the validation loss says which model learns faster, not where "
-            "longer trainings would end. RTE stays near chance: one answer for all would be right "
-            "in 52.7 %.",
+            "longer runs would end. RTE stays near chance: always predicting the majority class "
+            "gives 52.7 %." + PER_MASKED_TOKEN,
             scores=MASKED_LM_SCORES,
             headline=MASKED_LM_SCORES,
             lower_is_better=True,
@@ -105,9 +110,9 @@ EXPERIMENTS: Dict[str, Experiment] = {
         Translation(
             name="translation",
             title="Translation, Multi30k German to English",
-            about="Transformer-Lite (6 layers on either side, width 160, 4 heads), 2,600 updates "
-            "of 2,048 tokens with Adam, learning rate 2e-3. BLEU is sacreBLEU's, ignoring case, of "
-            "the last checkpoint with beam 5.",
+            about="Transformer-Lite (6 encoder and 6 decoder layers, width 160, 4 heads), 2,600 "
+            "updates of 2,048 tokens with Adam, learning rate 2e-3. BLEU is sacreBLEU's, ignoring case, of "
+            "the last checkpoint with beam 5." + SMOOTHED,
             scores=("validation loss, bits", *BLEUS),
             headline=BLEUS,
             lower_is_better=True,
@@ -122,7 +127,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
         Translation(
             name="translation-ablations",
             title="Ablations: the beginning of a translation model's training",
-            about="The same Transformer-Lite, two epochs (942 updates of 1,024 tokens).",
+            about="The same Transformer-Lite, two epochs (942 updates of 1,024 tokens)." + SMOOTHED,
             scores=("validation loss, bits",),
             lower_is_better=True,
             settings=FAIRSEQ_SETTINGS | ABLATIONS,
@@ -136,10 +141,10 @@ EXPERIMENTS: Dict[str, Experiment] = {
         ),
         Images(
             name="images",
-            title="Image classification, CIFAR-10",
+            title="Image classification, part of CIFAR-10, small ViT",
             about="ViT with 6 blocks of width 96 and 3 heads, patches of 4 pixels, 15,000 training "
-            "images, 6 epochs of AdamW, batches of 64, learning rate 1e-3; scored on 5,000 test "
-            "images.",
+            "images with random crops and flips, 6 epochs of AdamW, batches of 64, learning rate "
+            "1e-3, label smoothing of 0.1; scored on 5,000 test images.",
             scores=("accuracy, %", "minus cross-entropy"),
             lower_is_better=False,
             settings=TIMM_SETTINGS
@@ -157,9 +162,9 @@ EXPERIMENTS: Dict[str, Experiment] = {
         ),
         Images(
             name="images-deit",
-            title="Image classification, CIFAR-10, trained as DeiT is",
-            about="The same ViT, with mixup, CutMix and stochastic depth (0.1) for 8 epochs, "
-            "matrix products in bfloat16.",
+            title="Image classification, part of CIFAR-10, small ViT, DeiT-style recipe",
+            about="The same ViT, with mixup, CutMix and stochastic depth (0.1), but without "
+            "RandAugment and random erasing, for 8 epochs, matrix products in bfloat16.",
             scores=("accuracy, %", "minus cross-entropy"),
             lower_is_better=False,
             settings=TIMM_SETTINGS | {"both-0.1": {"alpha": 0.1, "beta": 0.1}},
@@ -174,7 +179,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
         ),
         Images(
             name="images-resnet",
-            title="Image classification, CIFAR-10, attention-augmented ResNet",
+            title="Image classification, part of CIFAR-10, small attention-augmented ResNet",
             about="The augmented ResNet-50 with 1, 2, 2 and 2 blocks in place of 3, 4, 6 and 3, "
             "half as many channels and 4 heads (3.4 million parameters), images enlarged to 64 "
             "pixels, 5 epochs of AdamW, batches of 64, learning rate 1e-3.",
@@ -214,7 +219,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
             about=MINILM
             + "for 2 epochs on the 8,551 in-domain training sentences of CoLA, batches "
             "of 16, learning rate 1e-4, matrix products in bfloat16; scored on the 527 in-domain "
-            "sentences for validation.",
+            "validation sentences.",
             scores=("Matthews correlation, %",),
             lower_is_better=False,
             settings=RELEASED_SETTINGS,
@@ -233,7 +238,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
             about=MINILM
             + "for 2 epochs on the 2,490 training pairs of RTE, batches of 16, learning "
             "rate 5e-5, matrix products in bfloat16; scored on the 277 pairs of the validation "
-            "set, of which one answer for all would get 52.7 % right.",
+            "set (majority class: 52.7 %).",
             scores=("accuracy, %",),
             lower_is_better=False,
             settings=RELEASED_SETTINGS,

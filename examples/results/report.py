@@ -5,7 +5,7 @@
 
 The second compares the results in a folder that run.py wrote with `--out FOLDER` to these.
 
-A paired difference is that of two trainings with the same seed: one in a setting, one of the plain
+A paired difference is that of two runs with the same seed: one in a setting, one of the plain
 model. Its interval is the 95 % confidence interval of Student's t distribution.
 """
 
@@ -37,8 +37,6 @@ class Comparison:
         difference: mean of the paired differences, ours - other.
         error: standard error of that mean; None for a single pair.
         interval: the mean may be this far off with 95 % confidence; None for a single pair.
-        time: ratio of the processor times, median over the pairs; None if no pair has times that
-            were measured on the same processor.
     """
 
     seeds: List[int]
@@ -47,11 +45,12 @@ class Comparison:
     difference: float
     error: Optional[float]
     interval: Optional[float]
-    time: Optional[float]
 
     def verdict(self, lower_is_better: bool) -> str:
-        """Better, worse, or no clear difference."""
-        if self.interval is None or not abs(self.difference) > self.interval:  # or NaN
+        """Better, worse or no clear difference; of a single pair, that it is one."""
+        if self.interval is None:
+            return "single pair"
+        if not abs(self.difference) > self.interval:  # or NaN
             return "no clear difference"
         return "better" if (self.difference < 0) == lower_is_better else "worse"
 
@@ -88,14 +87,6 @@ def compare(other: Dict[int, dict], ours: Dict[int, dict], score: str) -> Option
     if len(seeds) > 1:
         error = float(differences.std(ddof=1) / math.sqrt(len(seeds)))
         interval = float(student.ppf(0.975, len(seeds) - 1) * error)
-    clock = "cpu_seconds"
-    times = [
-        ours[seed][clock] / other[seed][clock]
-        for seed in seeds
-        if clock in ours[seed]
-        and clock in other[seed]
-        and ours[seed]["machine"]["processor"] == other[seed]["machine"]["processor"]
-    ]
     return Comparison(
         seeds,
         float(np.mean(before)),
@@ -103,7 +94,6 @@ def compare(other: Dict[int, dict], ours: Dict[int, dict], score: str) -> Option
         float(differences.mean()),
         error,
         interval,
-        float(np.median(times)) if times else None,
     )
 
 
@@ -128,18 +118,35 @@ def reached(experiment: Experiment, plain: dict, ours: dict) -> Optional[float]:
 
 
 def speed(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
-    """A sentence on how early evolving attention reaches what plain attention ends with."""
+    """How early evolving attention reaches what plain attention ends with, and what it costs."""
     plain, ours = found["plain"], found["evolving"]
     seeds = sorted(plain.keys() & ours.keys())
     shares = [reached(experiment, plain[seed], ours[seed]) for seed in seeds]
     known = [share for share in shares if share is not None]
     score = experiment.scores[0].partition(",")[0]
     text = f"Evolving attention reaches the final {score} of plain attention "
-    if not known:
-        return f"{text}in none of {count_pairs(seeds)}."
-    share = f"{100 * np.mean(known):.0f} % of the updates"
-    in_these = "" if len(known) == len(seeds) else "in these "
-    return f"{text}in {len(known)} of {count_pairs(seeds)}, {in_these}after {share} on average."
+    if known:
+        share = f"{100 * np.mean(known):.0f} % of the updates"
+        text += f"in {len(known)} of {count_pairs(seeds)}, on average after {share}."
+    else:
+        text += f"in none of {count_pairs(seeds)}."
+    ratio = time_ratio(plain, ours)
+    return text if ratio is None else f"{text} It takes {ratio:.2f} times the processor time."
+
+
+def time_ratio(plain: Dict[int, dict], ours: Dict[int, dict]) -> Optional[float]:
+    """The ratio of the processor times, median over the pairs.
+
+    None if no pair has times that were measured on the same kind of processor.
+    """
+    times = [
+        ours[seed]["cpu_seconds"] / plain[seed]["cpu_seconds"]
+        for seed in plain.keys() & ours.keys()
+        if "cpu_seconds" in ours[seed]
+        and "cpu_seconds" in plain[seed]
+        and ours[seed]["machine"]["processor"] == plain[seed]["machine"]["processor"]
+    ]
+    return float(np.median(times)) if times else None
 
 
 def count_pairs(seeds: List[int]) -> str:
@@ -163,9 +170,9 @@ def text_of(options: Options) -> str:
 def table(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str]:
     """One row per setting and score."""
     lines = [
-        "| setting | \u03b1, β, kernel, ... | score | pairs | plain | this | difference "
-        "± standard error | 95 % interval | | from `evolving` | time |",
-        "|---|---|---|---:|---:|---:|---:|---|---|---:|---:|",
+        "| setting | \u03b1, β, kernel, ... | score | pairs | plain | this setting | difference "
+        "± standard error | 95 % interval | verdict | vs `evolving` |",
+        "|---|---|---|---:|---:|---:|---:|---|---|---:|",
     ]
     for setting, results in found.items():
         if setting == "plain":
@@ -187,8 +194,7 @@ def table(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str
             lines.append(
                 f"| {setting} | {numbers} | {score} | {len(it.seeds)} | {it.other:.3f} | "
                 f"{it.ours:.3f} | {it.text(3)} | {span} | "
-                f"{it.verdict(lower(experiment, score))} | {default} | "
-                f"{'' if it.time is None else f'{it.time:.2f}'} |"
+                f"{it.verdict(lower(experiment, score))} | {default} |"
             )
     return lines
 
@@ -249,17 +255,17 @@ def plot(experiment: Experiment, found: Dict[str, Dict[int, dict]], path: Path) 
 
 def section(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str]:
     """An experiment's part of the document."""
-    machines = {
-        f"{x['machine']['processor']}, torch {x['machine']['torch']}"
-        for results in found.values()
-        for x in results.values()
-    }
+    machines = [x["machine"] for results in found.values() for x in results.values()]
+    processors, versions = (
+        " or ".join(sorted({machine[name] for machine in machines}))
+        for name in ("processor", "torch")
+    )
     plot_of = f"results-{experiment.name}.svg"
     return [
         f"## {experiment.title}",
         "",
         experiment.about,
-        f"One thread of {'; '.join(sorted(machines))}.",
+        f"One thread of {processors}, torch {versions}.",
         "",
         "```bash",
         f"python examples/results/run.py {experiment.name} --data FOLDER --out again",
@@ -277,20 +283,19 @@ def section(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
 
 
 def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[str]:
-    """An experiment's line in the README, if it has one."""
-    parts, verdicts = [], []
+    """An experiment's rows in the README's table, one per score that it shows there."""
+    rows = []
     scores = experiment.scores[:1] if experiment.headline is None else experiment.headline
-    if not scores:
-        return []
     for score in scores:
         it = compare(found["plain"], found["evolving"], score)
         assert it is not None
-        parts.append(f"{score} {it.other:.2f} → {it.ours:.2f} ({it.text(2)})")
-        verdicts.append(it.verdict(lower(experiment, score)))
-    if len(set(verdicts)) > 1:
-        parts = [f"{part}, {word}" for part, word in zip(parts, verdicts, strict=True)]
-        return [f"- {experiment.title}, {count_pairs(it.seeds)}: {'; '.join(parts)}."]
-    return [f"- {experiment.title}: {', '.join(parts)}; {count_pairs(it.seeds)}, {verdicts[0]}."]
+        lowers = lower(experiment, score)
+        rows.append(
+            f"| {'' if rows else experiment.title} | {score} {'↓' if lowers else '↑'} | "
+            f"{it.other:.2f} | {it.ours:.2f} | {it.text(2)} | {len(it.seeds)} | "
+            f"{it.verdict(lowers)} |"
+        )
+    return rows
 
 
 def replace_between(text: str, marker: str, lines: List[str]) -> str:
@@ -316,7 +321,11 @@ def documents() -> Dict[Path, str]:
     """What README.md and docs/results.md should be, by path."""
     results = finished()
     sections = [line for experiment, found in results for line in section(experiment, found)]
-    lines = [line for experiment, found in results for line in summary(experiment, found)]
+    lines = [
+        "| task | score | plain | evolving | difference ± standard error | pairs | verdict |",
+        "|---|---|---:|---:|---:|---:|---|",
+        *(line for experiment, found in results for line in summary(experiment, found)),
+    ]
     parts = {ROOT / "docs" / "results.md": sections, ROOT / "README.md": lines}
     return {
         path: replace_between(path.read_text(encoding="utf-8"), "results", part)
