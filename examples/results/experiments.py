@@ -111,8 +111,8 @@ EXPERIMENTS: Dict[str, Experiment] = {
             name="translation",
             title="Translation, Multi30k German to English",
             about="Transformer-Lite (6 encoder and 6 decoder layers, width 160, 4 heads), 2,600 "
-            "updates of 2,048 tokens with Adam, learning rate 2e-3. BLEU is sacreBLEU's, ignoring case, of "
-            "the last checkpoint with beam 5." + SMOOTHED,
+            "updates of 2,048 tokens with Adam, learning rate 2e-3. BLEU is sacreBLEU's, ignoring "
+            "case, of the last checkpoint with beam 5." + SMOOTHED,
             scores=("validation loss, bits", *BLEUS),
             headline=BLEUS,
             lower_is_better=True,
