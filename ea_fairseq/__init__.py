@@ -16,8 +16,8 @@ if __name__ == NAME:
     from ea_fairseq.checkpoints import allow_checkpoints, prune_only_once
     from ea_fairseq.command_line import show_model_options_in_help
 
-    # Where fairseq finds `--user-dir ea_fairseq` from any directory: beside itself. It takes a
-    # package that was imported before for another one, unless the path is spelled its own way.
+    # From any directory, fairseq looks for `--user-dir ea_fairseq` beside itself. It takes an
+    # imported package for another one unless `__path__` has the path as fairseq spells it.
     _beside_fairseq = os.path.join(os.path.dirname(fairseq.__file__), "..", NAME)
     if os.path.exists(_beside_fairseq) and os.path.samefile(_beside_fairseq, __path__[0]):
         __path__.append(_beside_fairseq)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ea_fairseq.checkpoints import numbers_allowed, options_of
 from ea_fairseq.models.options import evolution_of
-from evolving_attention.commands import add_overwrite, check_output, whole_or_not_at_all
+from evolving_attention.commands import add_overwrite, check_output, positive, whole_or_not_at_all
 
 
 def load(path: Path) -> Dict:
@@ -139,19 +139,19 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--num-epoch-checkpoints",
-        type=int,
+        type=positive,
         metavar="N",
         help="the last N checkpointEPOCH.pt of the folder",
     )
     which.add_argument(
         "--num-update-checkpoints",
-        type=int,
+        type=positive,
         metavar="N",
         help="the last N checkpoint_EPOCH_UPDATE.pt of the folder",
     )
     which.add_argument(
         "--num-best-checkpoints",
-        type=int,
+        type=positive,
         metavar="N",
         help="the N best of the inputs, checkpoint.best_METRIC_VALUE.pt: those with the highest "
         "value if they were trained with --maximize-best-checkpoint-metric, else with the lowest",
@@ -163,9 +163,6 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
         help="ignore later epochs, or updates",
     )
     args = parser.parse_args(argv)
-    counts = [args.num_epoch_checkpoints, args.num_update_checkpoints, args.num_best_checkpoints]
-    if any(count is not None and count < 1 for count in counts):
-        parser.error("the number of checkpoints must be 1 or more")
     by_number = args.num_epoch_checkpoints or args.num_update_checkpoints
     if args.checkpoint_upper_bound is not None and not by_number:
         parser.error(

@@ -28,8 +28,8 @@ class RelativeLogits2d(nn.Module):
     Attributes:
         r_height, r_width: (2 * height - 1, head_dim) and (2 * width - 1, head_dim); the row in
             the middle is that of distance 0, the first one of the key farthest above or left.
-        keeps_size: when weights are loaded, resize their tables to the size of the model's; without
-            it, the model's take the size of those in the file.
+        keeps_size: whether a file's tables are resized to the size of the model's; otherwise the
+            model's take the size of those in the file.
     """
 
     keeps_size = True
@@ -89,7 +89,7 @@ def resize_table(table: Tensor, length: int) -> Tensor:
     # In a graph for images of any size, `length` is no int and must not be compared.
     if isinstance(length, int) and table.shape[0] == length:
         return table
-    if isinstance(length, int) and length == 1:  # of which interpolate makes the first row
+    if isinstance(length, int) and length == 1:  # interpolate would return the first row
         return table[table.shape[0] // 2 :][:1]
     table = table.t().unsqueeze(0)
     table = F.interpolate(table, size=length, mode="linear", align_corners=True)
@@ -278,6 +278,24 @@ class AugmentedConv2d(nn.Module):
         )
         # timm's ResNet initialises every convolution like this.
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+        """Also loads a plain convolution's weights, of which it takes the first channels.
+
+        Raises:
+            ValueError: the convolution has groups, whose first channels are not such a part.
+        """
+        weight, channels = state_dict.get(f"{prefix}weight"), self.conv.out_channels
+        if weight is not None and weight.shape[0] == channels + self.attn.value_channels:
+            if self.conv.groups > 1:
+                raise ValueError(
+                    f"{prefix.rstrip('.')} has {self.conv.groups} groups (cardinality of the "
+                    "model), and a plain convolution with groups has no part for it: load the "
+                    "weights of an augmented network, or make one with cardinality=1"
+                )
+            del state_dict[f"{prefix}weight"]
+            state_dict[f"{prefix}conv.weight"] = weight[:channels]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor, prev_attn_logits: Optional[Tensor] = None) -> Evolved:
         """Features (batch, channels, height, width) and map; see :class:`EvolvingAttention2d`."""

@@ -26,7 +26,7 @@ def complete_options(
     options = {name: DEFAULTS[name] if x is None else x for name, x in given.items()}
     check_options(**options)
     check_flag("learnable", learnable)
-    return {**options, "learnable": bool(learnable)}
+    return {**options, "learnable": learnable}
 
 
 def check_class(name: str, given: Any, *bases: type) -> None:
@@ -80,7 +80,7 @@ class EvolvingModel(StartsFromPlainWeights):
         return [module for module in self.modules() if isinstance(module, AttentionEvolution)]
 
     def init_non_persistent_buffers(self) -> None:
-        """Completes a model that transformers loaded; it calls this method of timm's at the end.
+        """Completes a model that transformers has loaded, which calls this hook of timm's at last.
 
         transformers sets weights one by one, without the modules' loading methods, and leaves those
         that are in no file uninitialised in modules that it does not know. Loaded parameters carry

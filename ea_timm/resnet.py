@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple
 from timm.models import checkpoint_seq, generate_default_cfgs
 from timm.models._features import feature_take_indices
-from timm.models._input import update_model_args, update_model_input_size
+from timm.models._input import update_model_input_size
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from ea_timm.evolved import Evolved, HandsMapOn, check_features, run_block
 from ea_timm.model import EvolvingModel, check_class, complete_options
 from evolving_attention import AttentionEvolution
 from evolving_attention.checks import check_unit_interval, is_a
+from evolving_attention.loading import WRAPPED
 
 
 class EvolvingBasicBlock(BasicBlock, HandsMapOn):
@@ -173,7 +174,6 @@ class EvolvingResNet(ResNet, EvolvingModel):
         factory = {"device": device, "dtype": dtype}
         options = complete_options(alpha, beta, kernel_size, learnable)
         evolution = partial(AttentionEvolution, num_heads, **options, **factory)
-        evolution()  # finds bad options before a network is created
         size = to_2tuple(224 if img_size is None else img_size)
         if len(size) != 2 or not all(is_a(Integral, side) and side > 0 for side in size):
             raise ValueError(
@@ -207,7 +207,6 @@ class EvolvingResNet(ResNet, EvolvingModel):
                 reduction, prev_reduction = info["reduction"], map_reduction
             setattr(self, info["module"], EvolvingStage(*stage))
         self.img_size = size
-        update_model_args(self, num_heads=num_heads)
         self.remember(alpha, beta, kernel_size)
 
     @torch.jit.ignore
@@ -219,25 +218,7 @@ class EvolvingResNet(ResNet, EvolvingModel):
                 module.attn.reset_parameters()
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
-        """Also loads a plain ResNet's weights; augmented convolutions take the first channels.
-
-        Raises:
-            ValueError: the convolutions have groups, whose first channels are not such a part.
-        """
         self.adopt_img_size(state_dict, prefix)
-        for name, module in self.named_modules(prefix=prefix.rstrip(".")):
-            weight = state_dict.get(f"{name}.weight")
-            if isinstance(module, AugmentedConv2d) and weight is not None:
-                channels = module.conv.out_channels
-                if weight.shape[0] == channels + module.attn.value_channels:
-                    if module.conv.groups > 1:
-                        raise ValueError(
-                            f"{name} has {module.conv.groups} groups (cardinality of the model), "
-                            "and a plain convolution with groups has no part for it: load the "
-                            "weights of an augmented network, or make one with cardinality=1"
-                        )
-                    del state_dict[f"{name}.weight"]
-                    state_dict[f"{name}.conv.weight"] = weight[:channels]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def adopt_img_size(self, state_dict: Dict[str, Tensor], prefix: str) -> None:
@@ -250,6 +231,7 @@ class EvolvingResNet(ResNet, EvolvingModel):
         if not tables or tables[0][1].keeps_size:
             return
         name, own = tables[0]
+        name = name.replace(WRAPPED, "")
         given = [state_dict.get(f"{name}.{axis}") for axis in ("r_height", "r_width")]
         if all(table is not None for table in given):
             self.img_size = tuple(

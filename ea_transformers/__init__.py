@@ -79,7 +79,7 @@ __all__ = [
     "t5",
 ]
 
-# The plain model's configuration and tokenizer, ours, and our class for each Auto class.
+# The plain model's tokenizer, our configuration, and our class for each Auto class.
 MODELS = (
     (
         "BertTokenizer",

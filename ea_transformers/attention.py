@@ -45,7 +45,8 @@ def add_evolution(
     attention.evolution = None
     if evolves and config.evolution:
         evolution = AttentionEvolution(num_heads, window=window, **config.evolution)
-        attention.evolution = evolution.to(torch.get_default_dtype())  # of fixed alpha and beta
+        # Fixed alpha and beta are buffers in float32, whatever the default dtype is.
+        attention.evolution = evolution.to(torch.get_default_dtype())
     attention.probe = AttentionProbe()
 
 

@@ -76,9 +76,11 @@ class LayerWithRows(CacheLayerMixin):
         self.rows, self.steps = {}, {}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """As in transformers."""
+        """As in transformers; the tokens so far can no longer be taken back."""
         super().reorder_cache(beam_idx)
-        self.each(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
+        # Beam search takes no tokens back, and would copy the rows for that at every step.
+        self.steps = {}
+        self.each(lambda rows: rows[:, :, -self.reach :].index_select(0, beam_idx.to(rows.device)))
 
     def crop(self, tokens_to_remove: int) -> None:
         """As in transformers.
@@ -92,8 +94,9 @@ class LayerWithRows(CacheLayerMixin):
                 raise ValueError(
                     "a cache of evolving attention can be cropped by at most "
                     f"{rows.size(2) - self.reach} tokens now, since it keeps the rows of each map "
-                    f"for {CROPPABLE} steps only, got {-tokens_to_remove}. In assisted decoding, "
-                    "lower the assistant's num_assistant_tokens"
+                    f"for {CROPPABLE} steps only, and not for those before a reordering, got "
+                    f"{-tokens_to_remove}. In assisted decoding, lower the assistant's "
+                    "num_assistant_tokens"
                 )
             self.steps[window] = [min(left, CROPPABLE)]
         super().crop(tokens_to_remove)

@@ -26,7 +26,8 @@ class EvolvingConfig(PreTrainedConfig):
         kwargs: as in transformers.
 
     Raises:
-        ValueError: an option is out of range or has a wrong type; the message names it.
+        ValueError: an option is out of range, has a wrong type or does not exist; the message
+            names it.
     """
 
     # Types are strings, since `strict` would refuse an int for a float, and not say what is right.
@@ -36,6 +37,10 @@ class EvolvingConfig(PreTrainedConfig):
     ea_learnable: "bool" = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        unknown = [name for name in kwargs if name.startswith("ea_")]
+        if unknown:
+            known = [name for name in self.__dataclass_fields__ if name.startswith("ea_")]
+            raise ValueError(f"no such option: {', '.join(unknown)}; there are {', '.join(known)}")
         super().__post_init__(**kwargs)
         self.check_evolution()
         # JSON, in which configurations are saved, does not know numpy's numbers.
@@ -61,29 +66,16 @@ class EvolvingConfig(PreTrainedConfig):
             "learnable": self.ea_learnable,
         }
 
-    @property
-    def needs_rows(self) -> bool:
-        """Whether incremental decoding needs rows of earlier maps, for the convolution."""
-        return (self.ea_learnable or self.ea_beta > 0) and self.ea_kernel_size > 1
-
-    @property
-    def output_attentions(self) -> bool:
-        """Whether the model returns all probabilities; unlike fused kernels, it always can."""
-        return self._output_attentions
-
-    @output_attentions.setter
+    @PreTrainedConfig.output_attentions.setter
     def output_attentions(self, value: bool) -> None:
+        """Unlike with fused kernels, the model can always return all probabilities."""
         self._output_attentions = value
 
-    @property
+    @PreTrainedConfig._attn_implementation.getter
     def _attn_implementation(self) -> Any:
         """The name of the attention function, also where a model around this one sets another."""
         name = self._attn_implementation_internal
         return NAME if name in REPLACED else name
-
-    @_attn_implementation.setter
-    def _attn_implementation(self, value: Any) -> None:
-        PreTrainedConfig._attn_implementation.fset(self, value)
 
     def validate_output_attentions(self) -> None:
         """Does nothing: transformers forbids it for all but its own eager attention."""
@@ -103,7 +95,7 @@ class EvolvingConfig(PreTrainedConfig):
 
         The result has their names in `_ea_given`, until a model is made or loaded with it.
         """
-        names = [name for name in kwargs if name[:3] == "ea_" and name in cls.__dataclass_fields__]
+        names = [name for name in kwargs if name.startswith("ea_")]
         given = {name: kwargs.pop(name) for name in names}
         result = super().from_dict({**config_dict, **given}, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
@@ -168,3 +160,9 @@ class EAT5Config(T5Config, EvolvingConfig):
                 f"ea_attentions must be a list of one or more of {', '.join(ATTENTIONS)}, got "
                 f"{named!r}"
             )
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether incremental decoding needs rows of earlier maps, for the convolution."""
+        convolves = (self.ea_learnable or self.ea_beta > 0) and self.ea_kernel_size > 1
+        return convolves and set(self.ea_attentions) != {"encoder"}

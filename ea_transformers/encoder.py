@@ -26,22 +26,14 @@ class EvolvingSelfAttention(nn.Module):
             self, config, self.num_attention_heads, evolves=layer_idx > 0, window="bidirectional"
         )
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Optional[Tensor] = None,
-        prev_attn_logits: Optional[Tensor] = None,
-        **kwargs: Any,
-    ) -> Tuple[Tensor, Tensor, Tensor]:
+    def forward(self, *args: Any, **kwargs: Any) -> Tuple[Tensor, Tensor, Tensor]:
         """Output, probabilities and map; arguments as in transformers, except for:
 
         Args:
             prev_attn_logits: the map of the previous layer, (batch, heads, tokens, tokens); the
                 first layer does not read it.
         """
-        output, (attn_probs, attn_logits) = super().forward(
-            hidden_states, attention_mask, prev_attn_logits=prev_attn_logits, **kwargs
-        )
+        output, (attn_probs, attn_logits) = super().forward(*args, **kwargs)
         return output, attn_probs, attn_logits
 
 
@@ -54,17 +46,9 @@ class EvolvingAttention(nn.Module):
         super().__init__(config, layer_idx=layer_idx)
         self.self = self.self_class(config, layer_idx)
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Optional[Tensor] = None,
-        prev_attn_logits: Optional[Tensor] = None,
-        **kwargs: Any,
-    ) -> Tuple[Tensor, Tensor]:
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tuple[Tensor, Tensor]:
         """Output and map; arguments as in :class:`EvolvingSelfAttention`."""
-        output, _, attn_logits = self.self(
-            hidden_states, attention_mask, prev_attn_logits, **kwargs
-        )
+        output, _, attn_logits = self.self(hidden_states, **kwargs)
         return self.output(output, hidden_states), attn_logits
 
 
@@ -86,7 +70,10 @@ class EvolvingLayer(nn.Module):
     ) -> Tuple[Tensor, Tensor]:
         """Output and map; arguments as in :class:`EvolvingSelfAttention`."""
         output, attn_logits = self.attention(
-            hidden_states, attention_mask, prev_attn_logits, **kwargs
+            hidden_states,
+            attention_mask=attention_mask,
+            prev_attn_logits=prev_attn_logits,
+            **kwargs,
         )
         output = apply_chunking_to_forward(
             self.feed_forward_chunk, self.chunk_size_feed_forward, self.seq_len_dim, output

@@ -50,12 +50,10 @@ class EvolvingT5Attention(t5.T5Attention):
         self.hands_on = bool(config.evolution) and kind in config.ea_attentions
         add_evolution(self, config, self.n_heads, self.hands_on and self.layer_idx > 0, window)
 
-    @old_name_of_cache
     def forward(
         self,
         hidden_states: Tensor,
-        mask: Optional[Tensor] = None,
-        key_value_states: Optional[Tensor] = None,
+        *,
         position_bias: Optional[BiasAndMap] = None,
         cache: Any = None,
         **kwargs: Any,
@@ -71,10 +69,8 @@ class EvolvingT5Attention(t5.T5Attention):
             rows = layer_with_rows(cache, self.layer_idx, self.window, hidden_states.size(1))
         output, bias, (attn_probs, attn_logits) = super().forward(
             hidden_states,
-            mask,
-            key_value_states,
-            prev.position_bias,
-            cache,
+            position_bias=prev.position_bias,
+            cache=cache,
             prev_attn_logits=prev.attn_logits,
             rows=rows,
             **kwargs,

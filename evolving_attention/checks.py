@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 WINDOWS = ("bidirectional", "causal", "cross")
-# Masks that are added to logits, or written in their place: -inf, the lowest number of a dtype,
-# -1e9; or -1e4, close to which a sum lies. Logits of a training that diverges may lie between.
+# Numbers that mask logits, added to them or written in their place: -inf, the lowest number of a
+# dtype and -1e9 lie below MASKED, and -1e4 plus a logit within MASKED_BY_10_000. The logits of a
+# training that diverges may lie in between.
 MASKED = -6e4
 MASKED_BY_10_000 = (-1.01e4, -9.9e3)
 
@@ -41,11 +42,7 @@ def check_maps(attn_logits: Tensor, prev_attn_logits: Tensor, mask: Optional[Ten
             f"prev_attn_logits has shape {prev_attn_logits.shape}, attn_logits "
             f"{attn_logits.shape}: they must have the same batch, heads, queries and keys"
         )
-    if prev_attn_logits.dtype != attn_logits.dtype:
-        raise ValueError(
-            f"prev_attn_logits has dtype {prev_attn_logits.dtype}, attn_logits "
-            f"{attn_logits.dtype}: they must be the same"
-        )
+    check_dtype("prev_attn_logits", prev_attn_logits, attn_logits)
     if mask is not None:
         check_mask("mask", mask, attn_logits)
 
@@ -96,8 +93,8 @@ def check_unmasked(
     The convolution would spread these over the map. Where `mask` is True they do no harm, apart
     from the gradient of a learned alpha, which -inf makes NaN. Only the first, the middle and the
     last query are looked at, so that this takes no time: padding, the future and windows hide keys
-    from at least one of them. Numbers as large above 0, or halfway to a mask, show that it is
-    the training that has diverged.
+    from at least one of them. Equally large positive numbers, or numbers halfway to a mask, show
+    that the training has diverged instead.
     """
     for name, logits in (
         ("attn_logits", attn_logits),
@@ -138,13 +135,8 @@ def check_heads(attn_logits: Tensor, num_heads: int) -> None:
 def check_rows(rows: Tensor, count: int, a_in: Tensor) -> None:
     """The rows kept from earlier steps fit the kernel and the map."""
     batch, heads, keys = a_in.size(0), a_in.size(1), a_in.size(3)
-    if (
-        rows.dim() != 4
-        or rows.size(0) != batch
-        or rows.size(1) != heads
-        or rows.size(2) != count
-        or rows.size(3) > keys
-    ):
+    fit = rows.dim() == 4 and list(rows.shape[:3]) == [batch, heads, count]
+    if not fit or rows.size(3) > keys:
         raise ValueError(
             f"rows must be (batch, heads, K - 1, keys) = ({batch}, {heads}, {count}, {keys} or "
             f"fewer), got {rows.shape}: they are what step() returned, reordered with the cache"

@@ -147,7 +147,7 @@ def add_border(
 
 def is_empty(a_in: Tensor) -> bool:
     """Whether there are no queries or no keys, which conv2d refuses; a graph does not ask."""
-    if not torch.jit.is_scripting() and in_graph():
+    if in_graph():
         return False
     return a_in.size(2) == 0 or a_in.size(3) == 0
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from evolving_attention.modules import AttentionEvolution, is_number, shortest_number
 
 logger = logging.getLogger(__name__)
+# Part of the names of modules with activation checkpointing, but not of those in a state dict.
+WRAPPED = "_checkpoint_wrapped_module."
 
 
 class StartsFromPlainWeights(nn.Module):
@@ -47,10 +49,10 @@ class StartsFromPlainWeights(nn.Module):
         parts = {key.rpartition(".")[0] for key in state_dict if ".evolution." in f".{key}"}
         own = self.state_dict()
         stored = any(f"{part}.alpha" in state_dict for part in parts)  # not by version 0.1.0
-        for key in own:
-            part, _, name = key.rpartition(".")
-            missing = part not in parts and f".{part}".endswith(".evolution")
-            if stored and missing and name == "alpha" and f"{part}.weight" not in own:
+        for key in own if stored else ():
+            part = key.removesuffix(".alpha")
+            absent = f".{key}".endswith(".evolution.alpha") and part not in parts
+            if absent and f"{part}.weight" not in own:
                 raise RuntimeError(
                     f"in the checkpoint, the map of {part.removesuffix('.evolution')} does not "
                     f"evolve (it has {min(parts)}, ...): make this {type(self).__name__} with the "
@@ -78,9 +80,11 @@ class StartsFromPlainWeights(nn.Module):
         fresh: Dict[str, Tensor] = {}
         for part in self.fresh_parts:
             known = any(f".{part}." in f".{name}" for name in state_dict)
-            for name, parameter in self.named_parameters(remove_duplicate=False):
-                if not known and f".{part}." in f".{name}" and not parameter.is_meta:
-                    fresh[name] = parameter.detach()
+            # named_parameters would give other names than a state dict to modules that are wrapped.
+            for name, value in self.state_dict(keep_vars=True).items():
+                mine = isinstance(value, nn.Parameter) and f".{part}." in f".{name}"
+                if mine and not known and not value.is_meta:
+                    fresh[name] = value.detach()
         if not fresh:
             self.warn_of_plain_maps(state_dict)
             return state_dict
@@ -124,7 +128,7 @@ def adopt_options(
     for name, module in model.named_modules(prefix=prefix.rstrip(".")):
         if isinstance(module, AttentionEvolution):
             before = before or module.extra_repr()
-            module.adopt(state_dict, f"{name}.", options)
+            module.adopt(state_dict, f"{name.replace(WRAPPED, '')}.", options)
             after = after or module.extra_repr()
     if before != after:
         logger.info("%s: as in the checkpoint, %s", type(model).__name__, after)

@@ -60,13 +60,13 @@ class AttentionEvolution(nn.Module):
         ValueError: an argument out of range; the message names it.
     """
 
-    checked = False  # whether the values of a call were
+    checked = False  # whether the values of an earlier call were checked
     learnable: Final[bool]
     num_heads: Final[int]
     window: Final[str]
     alpha: Tensor
     beta: Tensor
-    if TYPE_CHECKING:  # TorchScript would hold that these may be None in a layer that has them
+    if TYPE_CHECKING:  # TorchScript would take them for optional even in a layer that has them
         weight: Optional[nn.Parameter]
         bias: Optional[nn.Parameter]
 
@@ -270,12 +270,14 @@ class AttentionEvolution(nn.Module):
                         f"{name}={shortest_number(stored)}, or with learnable=True if it was "
                         "learned"
                     )
-                state_dict[key] = torch.tensor([number])
+                state_dict[key] = torch.tensor([number], device=stored.device)
         names = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
-        if self.learnable and names == {"alpha", "beta"} and is_zero(state_dict[f"{prefix}beta"]):
-            # Trained without a convolution: it begins anew, and the learned beta at 0.
-            for name in ("weight", "bias"):
-                state_dict[f"{prefix}{name}"] = getattr(self, name).detach()
+        if self.learnable and names == {"alpha", "beta"}:
+            beta = state_dict[f"{prefix}beta"]
+            if is_number(beta) and beta.item() == 0:
+                # Trained without a convolution: it begins anew, and the learned beta at 0.
+                for name in ("weight", "bias"):
+                    state_dict[f"{prefix}{name}"] = getattr(self, name).detach()
         if convolves and self.weight is not None:
             heads, *_, kernel_size = state_dict[f"{prefix}weight"].shape
             for name, own, given in (
@@ -305,11 +307,6 @@ def is_number(stored: Optional[Tensor], finite: bool = False) -> bool:
     return not finite or bool(stored.isfinite())
 
 
-def is_zero(stored: Optional[Tensor]) -> bool:
-    """Whether an entry of a checkpoint is the number 0."""
-    return stored is not None and is_number(stored) and stored.item() == 0
-
-
 def is_average(number: float, stored: Tensor, dtype: torch.dtype) -> bool:
     """Whether `stored`, of one element, may be a moving average of `number` in half precision.
 
@@ -325,12 +322,10 @@ def is_rounded(number: float, stored: Tensor) -> bool:
 
     A moving average in float32 of a number in float32 may differ by a few roundings.
     """
-    value = stored.double().cpu()
-    exact = torch.tensor([number], dtype=torch.float64)
+    value = stored.item()
+    exact = torch.tensor(number, dtype=torch.float64, device="cpu")
     dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-    return any(
-        torch.allclose(exact.to(dtype).double(), value, rtol=1e-6, atol=0.0) for dtype in dtypes
-    )
+    return any(math.isclose(exact.to(dtype).item(), value, rel_tol=1e-6) for dtype in dtypes)
 
 
 def shortest_number(stored: Tensor) -> float:

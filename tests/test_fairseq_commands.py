@@ -251,7 +251,7 @@ def test_averaged_checkpoint(data, trained, tmp_path, capsys):
         (["--inputs", "{trained}", "--num-epoch-checkpoints", "9"], "holds 2 such checkpoints"),
         (["--inputs", "nowhere.pt"], "no such file: nowhere.pt"),
         (["--inputs", "{trained}/checkpoint15.pt", "--num-epoch-checkpoints", "1"], "one folder"),
-        (["--inputs", "{trained}", "--num-update-checkpoints", "0"], "1 or more"),
+        (["--inputs", "{trained}", "--num-update-checkpoints", "0"], "at least 1"),
         (["--inputs", "{trained}"], "is a folder: name its checkpoints"),
         (["--inputs", __file__], "is no checkpoint"),
         (["--inputs", "{trained}/checkpoint15.pt", "--num-best-checkpoints", "2"], "1 inputs"),

@@ -151,6 +151,16 @@ def test_numbers_survive_copies_averages_and_to_empty():
     assert empty.alpha == torch.tensor(0.1)
 
 
+def test_the_default_device_does_not_matter():
+    model = evolution(0.1, 0.7)
+    with torch.device("meta"):
+        model.load_state_dict(model.state_dict())
+        empty = evolution(0.1, 0.7)
+        empty.load_state_dict(model.state_dict(), assign=True)
+    assert {x.device.type for x in empty.state_dict().values()} == {"cpu"}
+    assert empty.beta == torch.tensor(0.7)
+
+
 def test_plain_weights_leave_one_warning(caplog):
     plain = {name: x for name, x in Stack().state_dict().items() if name.startswith("query")}
     model = Stack()

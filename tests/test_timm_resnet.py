@@ -9,6 +9,9 @@ import torch
 from timm.models import FeatureGraphNet
 from timm.utils import AttentionExtract
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 
 from ea_timm import AugmentedConv2d, EvolvingAttention2d, EvolvingBasicBlock
 from ea_timm.attention2d import RelativeLogits2d, resize_table
@@ -414,6 +417,20 @@ def test_amp_and_dtypes():
         loss = model(images()).float().square().mean()
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_wrapped_for_checkpointing_it_loads_what_it_loads_otherwise():
+    def wrapped():
+        model = create(alpha=0.1, beta=0.2)
+        apply_activation_checkpointing(model, check_fn=lambda x: isinstance(x, AugmentedConv2d))
+        return model
+
+    model = wrapped()
+    model.load_state_dict(create("resnet50").state_dict())
+    trained = create(alpha=0.1, beta=0.2, img_size=64, seed=1)
+    model.load_state_dict(trained.state_dict())
+    assert model.img_size == (64, 64)
+    assert torch.equal(model(images()), trained(images()))
 
 
 def test_plain_weights_leave_attention_alone_fresh(tmp_path, caplog):

@@ -459,10 +459,20 @@ def test_learnable_mixing_starts_from_a_checkpoint_without():
     torch.testing.assert_close(model(images()), source(images()))
 
 
-def test_wrapped_for_checkpointing_it_loads_its_own_weights():
-    model = create(alpha=0.3, beta=0.0)
-    apply_activation_checkpointing(model, check_fn=lambda x: isinstance(x, EvolvingAttention))
+def test_wrapped_for_checkpointing_it_loads_what_it_loads_otherwise():
+    def wrapped(**options):
+        model = create(**options)
+        apply_activation_checkpointing(model, check_fn=lambda x: isinstance(x, EvolvingAttention))
+        return model
+
+    model = wrapped(alpha=0.3, beta=0.0)
     model.load_state_dict(model.state_dict())
+    trained = create(alpha=0.1, beta=0.2)
+    model = wrapped()
+    model.load_state_dict(trained.state_dict())
+    assert torch.equal(model.eval()(images()), trained(images()))
+    model = wrapped(alpha=0.1, beta=0.2)
+    model.load_state_dict(create(plain_version("ea_vit_tiny")).state_dict())
 
 
 def test_saved_for_the_hub_and_read_back(tmp_path):

@@ -104,10 +104,18 @@ def test_generation_with_a_cache_equals_generation_without(source, variant, opti
         torch.testing.assert_close(logits, whole, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("variant", [EVOLVING, {**EVOLVING, "ea_alpha": 0.0, "ea_beta": 0.0}])
-def test_only_a_cache_without_rows_is_compiled(source, variant):
+@pytest.mark.parametrize(
+    ("variant", "compiled"),
+    [
+        ({}, False),
+        ({"ea_attentions": ["encoder", "cross"]}, False),
+        ({"ea_attentions": ["encoder"]}, True),
+        ({"ea_alpha": 0.0, "ea_beta": 0.0}, True),
+    ],
+)
+def test_only_a_cache_without_rows_is_compiled(source, variant, compiled):
     """Rows grow, so transformers' own compilation for static caches would never end."""
-    model = build(**variant)
+    model = build(**{**EVOLVING, **variant})
     expected = model.generate(**source, **LONG)
     graphs = []
 
@@ -119,7 +127,7 @@ def test_only_a_cache_without_rows_is_compiled(source, variant):
     config._compile_all_devices = True  # not only on a GPU
     static = {"cache_implementation": "static", "compile_config": config}
     assert torch.equal(model.generate(**source, **LONG, **static), expected)
-    assert bool(graphs) == (variant["ea_alpha"] == 0)
+    assert bool(graphs) == compiled
 
 
 def test_generation_continues_a_target(source):
@@ -190,6 +198,18 @@ def test_the_cache_is_cropped_reordered_and_reset(source):
     cases.append((cache, torch.tensor([0, 0, 1, 1]), 5))
     for cache, order, kept in cases:
         torch.testing.assert_close(*continued(cache, order, kept), rtol=0, atol=1e-5)
+
+    # Beams copy only the rows that the next step reads.
+    cache = filled(7)
+    cache.reorder_cache(order)
+    assert all(
+        rows.size(2) == 2
+        for layer in cache.self_attention_cache.layers
+        if hasattr(layer, "rows")
+        for rows in layer.rows.values()
+    )
+    with pytest.raises(ValueError, match="at most 0 tokens now.*before a reordering, got 1"):
+        cache.crop(-1)
 
     # The tokens of the last 64 steps can be taken back: many of one step, then few.
     target = tokens(2, 80, seed=4)

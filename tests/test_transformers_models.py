@@ -373,6 +373,8 @@ def test_misuse_is_an_error():
         ({"ea_kernel_size": 4}, "ea_kernel_size must be odd and positive"),
         ({"ea_learnable": "yes"}, "ea_learnable must be True or False"),
         ({"is_decoder": True}, "is_decoder must be False.*ea_t5 has a decoder"),
+        ({"ea_alpa": 0.7}, "no such option: ea_alpa; there are ea_alpha, ea_beta, ea_kernel_size"),
+        ({"ea_attentions": ["encoder"]}, "no such option: ea_attentions"),
     ):
         with pytest.raises(ValueError, match=message):
             bert(**options)
@@ -398,6 +400,8 @@ def test_misuse_is_an_error():
     with pytest.raises(ValueError, match="attn_implementation"):
         model.set_attn_implementation("flash_attention_2")
     assert model.config.output_attentions is False
+    classes = {type(module).__name__ for module in model.modules()}
+    assert set(model._no_split_modules) <= classes
     model.config.output_attentions = True
     assert len(model(tokens(1, 5)).attentions) == 3
     other = plain("bert", "Model")

@@ -209,7 +209,7 @@ class EvolvingMultiheadAttention(MultiheadAttention):
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
         """Drops the evolution of a layer that became the first of its stack by pruning."""
-        if self.evolution is None:
+        if self.drops_evolution and self.evolution is None:
             for name in [key for key in state_dict if key.startswith(f"{prefix}evolution.")]:
                 logger.warning("%s is not used: the first layer has no previous map", name)
                 del state_dict[name]
@@ -274,10 +274,6 @@ class PlainMultiheadAttention(EvolvingMultiheadAttention):
                 need_head_weights=need_head_weights,
             )
         return x, attn_probs, None
-
-    def _load_from_state_dict(self, *args) -> None:
-        # Unlike in the class above, weights of an evolution are unexpected here.
-        MultiheadAttention._load_from_state_dict(self, *args)
 
 
 def join_masks(attn_mask: Optional[Tensor], key_padding_mask: Optional[Tensor]) -> Optional[Tensor]:

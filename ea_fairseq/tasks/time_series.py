@@ -68,9 +68,6 @@ class TimeSeriesDataset(FairseqDataset):
     def num_tokens(self, index: int) -> int:
         return int(self.sizes[index])
 
-    def num_tokens_vec(self, indices) -> np.ndarray:
-        return self.sizes[indices]
-
     def size(self, index: int) -> int:
         return int(self.sizes[index])
 
@@ -232,14 +229,3 @@ class TimeSeriesTask(FairseqTask):
                 f"{', '.join(unseen)}; it has {', '.join(fitted['classes'])}"
             )
         return torch.tensor([fitted["classes"].index(str(label)) for label in targets])
-
-    def max_positions(self) -> None:
-        return None
-
-    @property
-    def source_dictionary(self) -> None:
-        return None
-
-    @property
-    def target_dictionary(self) -> None:
-        return None
