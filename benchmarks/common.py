@@ -214,11 +214,12 @@ class Report:
         if self.args.json:
             content = {
                 "machine": machine(self.args.device),
-                "options": {name: as_json(value) for name, value in vars(self.args).items()},
+                "options": vars(self.args),
                 "unit": self.unit,
                 "settings": self.tables,
             }
-            self.args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps(content, indent=1, default=str)  # paths
+            self.args.json.write_text(f"{text}\n", encoding="utf-8")
         if self.args.markdown:
             self.args.markdown.write_text(self.markdown(), encoding="utf-8")
 
@@ -274,7 +275,3 @@ def ratio_of_times(side: dict, to: dict) -> str:
 
 def ratio_of_memory(side: dict, to: dict) -> str:
     return "1" if side is to else f"{side['peak_bytes'] / to['peak_bytes']:.2f}"
-
-
-def as_json(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value

@@ -15,7 +15,6 @@ import torch
 from aeon.datasets.tser_datasets import tser_soton
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 
 BUNDLED = Path(aeon.datasets.__file__).parent / "data"
 
@@ -202,19 +201,6 @@ def collate(cases: Sequence[Tuple[Tensor, Tensor]]) -> Tuple[Dict[str, Tensor], 
     """The network's arguments and the targets, from cases (series, target)."""
     series, targets = zip(*cases, strict=True)
     return pad(series), torch.stack(targets)
-
-
-class Cases(Dataset):
-    """Prepared series (steps, channels) with their targets."""
-
-    def __init__(self, series: List[Tensor], targets: Tensor) -> None:
-        self.series, self.targets = series, targets
-
-    def __len__(self) -> int:
-        return len(self.series)
-
-    def __getitem__(self, index: int) -> Tuple[Tensor, Tensor]:
-        return self.series[index], self.targets[index]
 
 
 def split_off(

@@ -33,9 +33,9 @@ from skorch.callbacks import EarlyStopping, GradientNormClipping, LRScheduler, P
 from skorch.helper import predefined_split
 from skorch.utils import noop
 from torch import Tensor, nn
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, StackDataset, Subset
 
-from ea_aeon.data import Cases, Preparation, collate, pad, split_off
+from ea_aeon.data import Preparation, collate, pad, split_off
 from ea_aeon.network import DCTransformer, Ensemble, member_of
 from evolving_attention import AttentionMap, collect_maps
 from evolving_attention.checks import check_count, is_a
@@ -263,7 +263,7 @@ class DCTransformerEstimator:
         """
         training, validation, seed = split
         self.preparation_ = Preparation.fit([X[index] for index in training], self.differences)
-        cases = Cases(self.preparation_(X), targets)
+        cases = StackDataset(self.preparation_(X), targets)
         self.network_options_ = {
             "in_channels": self.preparation_.num_channels,
             "out_features": out_features,
@@ -287,7 +287,7 @@ class DCTransformerEstimator:
 
     def train_one(
         self,
-        cases: Cases,
+        cases: Dataset,
         training: np.ndarray,
         validation: np.ndarray,
         criterion: nn.Module,
@@ -358,7 +358,7 @@ class DCTransformerEstimator:
         found: List[Tensor] = []
         while len(found) < len(series):
             count = self.batch_size
-            if device.type == "cpu":
+            if device.type == "cpu" and options["attention_dim"]:
                 cells = options["num_heads"] * len(series[longest_first[len(found)]]) ** 2
                 count = max(1, min(count, CACHED_CELLS // cells))
             batch = pad([series[i] for i in longest_first[len(found) : len(found) + count]])
@@ -416,29 +416,24 @@ class DCTransformerEstimator:
         Raises:
             ImportError: the extra `viz` is not installed.
         """
+        from ea_maps.series import look
         from ea_maps.view import SeriesView
 
         self._check_is_fitted()
         case = np.asarray(case)
         if case.ndim not in (1, 2):
             raise ValueError(f"case must be one series, (channels, steps), got shape {case.shape}")
-        cases = [np.atleast_2d(case)]
-        maps = self.attention_maps(cases, member)
-        (series,) = self.preparation_(cases)
-        channels = series[:, : len(self.preparation_.mean)]  # without its differences
-        return SeriesView({type(self).__name__: maps}, channels.t().numpy()).figure(layers, heads)
+        network = self.network_.cpu().eval()
+        series, maps = look(network, self.preparation_, np.atleast_2d(case), member)
+        return SeriesView({type(self).__name__: maps}, series.numpy()).figure(layers, heads)
 
     def __getstate__(self) -> Dict:
         """The state for pickle and copies, with the weights on the CPU, where any machine loads."""
         state = super().__getstate__()
-        if any(weight.device.type != "cpu" for weight in self.weights):
-            state = {**state, "network_": copy.deepcopy(self.network_).cpu()}
+        network = state.get("network_")
+        if network is not None and any(x.device.type != "cpu" for x in network.parameters()):
+            state = {**state, "network_": copy.deepcopy(network).cpu()}
         return state
-
-    @property
-    def weights(self) -> List[Tensor]:
-        """Of the fitted network; none before."""
-        return list(self.network_.parameters()) if hasattr(self, "network_") else []
 
     def save(self, path: Union[str, os.PathLike]) -> None:
         """Saves the fitted estimator to a file that holds only numbers and options, no code.
@@ -504,6 +499,10 @@ class DCTransformerEstimator:
         estimator.network_.load_state_dict(saved["weights"])
         estimator.is_fitted = True
         return estimator
+
+    @classmethod
+    def _get_test_params(cls, parameter_set="default") -> Dict:
+        return SMALL
 
 
 def as_plain(value: Any, name: str) -> Any:
@@ -633,10 +632,6 @@ class EADCTransformerClassifier(DCTransformerEstimator, BaseClassifier):
         self.n_classes_ = len(self.classes_)
         self._class_dictionary = {label: index for index, label in enumerate(self.classes_)}
 
-    @classmethod
-    def _get_test_params(cls, parameter_set="default") -> Dict:
-        return SMALL
-
 
 class EADCTransformerRegressor(DCTransformerEstimator, BaseRegressor):
     """EA-DC-Transformer regressor of time series with any number of channels and any lengths.
@@ -669,7 +664,3 @@ class EADCTransformerRegressor(DCTransformerEstimator, BaseRegressor):
     def restore_target(self, state: Dict) -> None:
         """Restores what :meth:`target_state` returned."""
         self.target_mean_, self.target_std_ = state["mean"], state["std"]
-
-    @classmethod
-    def _get_test_params(cls, parameter_set="default") -> Dict:
-        return SMALL

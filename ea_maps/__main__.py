@@ -71,8 +71,9 @@ def sentence(args: argparse.Namespace) -> List[View]:
     source = encode(checkpoint, args.sentence)
     target = None
     if is_translation(checkpoint):
-        target = encode(checkpoint, args.target, True) if args.target else None
-        target = translate(checkpoint, source) if target is None else target
+        target = (
+            encode(checkpoint, args.target, True) if args.target else translate(checkpoint, source)
+        )
     elif args.target:
         raise ValueError("--target: this model does not translate")
     axes = axes_of(checkpoint, source, target)

@@ -191,28 +191,27 @@ def draw_tokens(
     figure = draw(models, cell, layers, heads, (width, height))
     figure.supxlabel("key", fontsize=9)
     figure.supylabel("query", fontsize=9)
-    return add_scale(figure, "probability", vmax=1.0)
+    return add_scale(figure)
 
 
-def add_scale(figure: Figure, text: str, vmax: float, cmap: str = COLORS) -> Figure:
-    """Adds a colour scale that starts at 0, on the right."""
-    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, vmax), cmap)
+def add_scale(figure: Figure) -> Figure:
+    """Adds the colour scale of probabilities on the right."""
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), COLORS)
     axes = figure.add_axes((1.01, 0.35, 0.008, 0.3))
     axes.set_in_layout(False)
     bar = figure.colorbar(scale, cax=axes)
-    bar.set_label(text, fontsize=8)
+    bar.set_label("probability", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
 
 
-def draw_image(looks: Dict[str, Look], layers: int, heads: int) -> Figure:
+def draw_image(models: Models, looks: Dict[str, Look], layers: int, heads: int) -> Figure:
     """The attention of each model over its input image in grey."""
     captions = {name: f"{look.whose},\neach map by its own maximum" for name, look in looks.items()}
 
     def cell(axes: Axes, model: str, attention: AttentionMap, head: int) -> None:
         draw_over_image(axes, looks[model], attention, head)
 
-    models = {name: look.maps for name, look in looks.items()}
     return draw(models, cell, layers, heads, (1.4, 1.4), captions)
 
 

@@ -33,19 +33,19 @@ def pack(probs: Tensor) -> Tuple[bytes, float]:
     return zlib.compress(cells.contiguous().numpy().tobytes(), 6), most
 
 
-def shared(probs: Tensor, queries: int, keys: int) -> Tensor:
-    """(heads, T, S) with several queries in a row, as their mean, and keys in a column, summed."""
+def shared(probs: Tensor, bin_: int) -> Tensor:
+    """(heads, T, S) with `bin_` queries in a row, as their mean, and keys in a column, summed."""
     count = probs.size(1)
-    probs = F.pad(probs, (0, -probs.size(2) % keys, 0, -count % queries))
-    rows = probs.unflatten(1, (-1, queries)).sum(dim=2)
-    members = torch.full((rows.size(1), 1), float(queries))
-    members[-1] = count - queries * (rows.size(1) - 1)  # the last row may have fewer
-    return (rows / members).unflatten(2, (-1, keys)).sum(dim=3)
+    probs = F.pad(probs, (0, -probs.size(2) % bin_, 0, -count % bin_))
+    rows = probs.unflatten(1, (-1, bin_)).sum(dim=2)
+    members = torch.full((rows.size(1), 1), float(bin_))
+    members[-1] = count - bin_ * (rows.size(1) - 1)  # the last row may have fewer
+    return (rows / members).unflatten(2, (-1, bin_)).sum(dim=3)
 
 
 def pack_layer(attention: AttentionMap, heads: Sequence[int], bin_: int) -> Dict[str, Any]:
     probs = attention.attn_probs[0].detach().float().cpu()[list(heads)]
-    probs = shared(probs, bin_, bin_)
+    probs = shared(probs, bin_)
     packed, most = pack(probs)
     data = base64.b64encode(packed).decode()
     return {"name": attention.name, "shape": list(probs.shape), "most": most, "data": data}
@@ -63,20 +63,21 @@ def pack_view(view: View, heads: Dict[str, List[int]], limit: int) -> Tuple[Dict
             for name, maps in view.maps.items()
         )
         excess = cells / bin_**2 / CELLS
-        if excess <= 1:
+        most = max(map(len, heads.values()))
+        smallest = view.kind == "image" and most == 1
+        if excess <= 1 or smallest:
             layers = {
                 name: [pack_layer(attention, heads[name], bin_) for attention in maps]
                 for name, maps in view.maps.items()
             }
             excess = sum(len(x["data"]) for found in layers.values() for x in found) / limit
-        most = max(map(len, heads.values()))
-        if view.kind == "image" and excess > 1 and most > 1:
+        if excess <= 1 or smallest:
+            return layers, bin_
+        if view.kind == "image":
             fewer = max(1, min(most - 1, int(most / excess)))
             heads.update({name: pick(numbers, fewer) for name, numbers in heads.items()})
-        elif view.kind != "image" and excess > 1:
-            bin_ = max(bin_ + 1, int(bin_ * excess**0.5))
         else:
-            return layers, bin_
+            bin_ = max(bin_ + 1, int(bin_ * excess**0.5))
 
 
 def pick(numbers: Sequence[int], limit: int) -> List[int]:
@@ -119,8 +120,13 @@ def describe(
         if any(len(shown[name]) < count for name, count in all_.items()):
             notes.append(f"Not all {what} are in this file, but some that are evenly spaced.")
     return {
-        **{"attention": view.attention, "kind": view.kind, "note": " ".join(notes)},
-        **{"bins": [bin_, bin_], "models": models, **view.labels(), **view.about()},
+        "attention": view.attention,
+        "kind": view.kind,
+        "note": " ".join(notes),
+        "bin": bin_,
+        "models": models,
+        **view.labels(),
+        **view.about(),
     }
 
 

@@ -136,8 +136,7 @@ class ImageView(View):
         return cls({name: look.maps for name, look in looks.items()}, looks)
 
     def figure(self, layers: int = MOST_LAYERS, heads: int = MOST_HEADS) -> Figure:
-        looks = {name: look._replace(maps=self.maps[name]) for name, look in self.looks.items()}
-        return draw.draw_image(looks, layers, heads)
+        return draw.draw_image(self.maps, self.looks, layers, heads)
 
     def labels(self) -> Dict[str, Sequence[Any]]:
         name, maps = next(iter(self.maps.items()))
@@ -150,10 +149,11 @@ class ImageView(View):
         return max(look.prefix for look in self.looks.values())
 
     def about(self) -> Dict[str, Any]:
-        prefix = self.most_special()
         first = next(iter(self.looks.values()))
-        names = ["class token", *(f"token {i} before the image" for i in range(2, prefix + 1))]
-        return {"special": names[:prefix], "start": "mean" if first.row is None else first.row}
+        names = [f"token {i} before the image" for i in range(1, self.most_special() + 1)]
+        if any(look.row is not None for look in self.looks.values()):
+            names[0] = "class token"
+        return {"special": names, "start": "mean" if first.row is None else first.row}
 
     def about_model(self, name: str) -> Dict[str, Any]:
         look = self.looks[name]

@@ -177,6 +177,9 @@ def test_misuse_is_an_error(raw, checkpoints, tmp_path, capsys):  # noqa: F811
     mine = tmp_path / "mine/seed1"
     mine.mkdir(parents=True)
     (mine / "thesis.txt").write_text("mine")
+    record = tmp_path / "theirs/seed1/options.json"
+    record.parent.mkdir(parents=True)
+    record.write_text('{"port": 8080}')
     electra = transformers.ElectraConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1)
     transformers.ElectraModel(electra).save_pretrained(tmp_path / "electra")
     transformers.AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "electra")
@@ -184,6 +187,7 @@ def test_misuse_is_an_error(raw, checkpoints, tmp_path, capsys):  # noqa: F811
         ((raw[0], tmp_path / "none", tmp_path / "a"), "error: .*none"),
         ((tmp_path, bert, tmp_path / "b"), "RTE"),
         ((raw[0], bert, tmp_path / "mine"), "is not empty, and this script did not write it"),
+        ((raw[0], bert, tmp_path / "theirs"), "options.json is damaged, or this script did not"),
         ((raw[0], bert, tmp_path / "c", "--max-length", "47"), "--max-length must be at most 46"),
         ((raw[0], bert, tmp_path / "d", "--ea-alpha", "2"), r"ea_alpha must lie in \[0, 1\]"),
         (
@@ -202,6 +206,7 @@ def test_misuse_is_an_error(raw, checkpoints, tmp_path, capsys):  # noqa: F811
             run("RTE", raw[0], bert, tmp_path / "f", *options)
         assert message in capsys.readouterr().err
     assert (mine / "thesis.txt").read_text() == "mine"
+    assert record.read_text() == '{"port": 8080}'
 
 
 def test_the_experiment_starts_from_the_same_weights(raw, tmp_path):  # noqa: F811

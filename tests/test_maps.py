@@ -330,7 +330,7 @@ def test_matplotlibrc_does_not_turn_the_pictures_over(tmp_path):
     with matplotlib.rc_context({**mine, "text.usetex": True}):
         figures = [
             draw.draw_tokens({"$": maps, "a_b": maps}, names, names, layers=1, heads=1),
-            draw.draw_image({"$": look}, layers=1, heads=1),
+            draw.draw_image({"$": look.maps}, {"$": look}, layers=1, heads=1),
             draw.draw_series({"$": maps}, np.random.rand(2, 3), layers=1, heads=1),
         ]
         moved = draw.draw_movement({"self": {"a_b": measure.movement(maps)}})

@@ -8,11 +8,14 @@ import zlib
 
 import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from test_maps import OPTIONS, picture, run  # noqa: F401 (a fixture is an argument here)
 
 from ea_maps import page as pages
-from ea_maps.view import SeriesView, TokenView
+from ea_maps.image import look
+from ea_maps.view import ImageView, SeriesView, TokenView
 from evolving_attention import AttentionMap
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -239,6 +242,10 @@ def test_an_image_beside_a_model_with_more_special_tokens(tmp_path, show, pictur
     wait_for("Row 1, column 1 looks at", "Row 1, column 1 looks at")
     page.keyboard.press("Shift+ArrowRight")
     wait_for("Row 2, column 1 looks at", "Row 2, column 1 looks at")
+    canvas = page.locator(".map canvas").first
+    height = canvas.bounding_box()["height"]
+    canvas.click(position={"x": 2, "y": 5.5 / 17 * height})  # the class token, a row, one more
+    wait_for("Row 2, column 1 looks at", "Row 2, column 1 looks at")
     for _ in range(20):
         page.keyboard.press("ArrowRight")
     wait_for("Row 4, column 4 looks at", "Row 4, column 4 looks at")
@@ -366,12 +373,12 @@ def test_a_title_and_tokens_that_look_like_the_template():
     assert json.loads(data)["views"][0]["keys"] == [odd, "b"]
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (3, 2), (4, 7), (50, 50)])
-def test_neighbours_share_a_cell(queries, keys):
+@pytest.mark.parametrize("count", [1, 3, 4, 50])
+def test_neighbours_share_a_cell(count):
     probs = maps(1, 2, 9, 14)[0].attn_probs[0]
-    rows = [part.mean(1) for part in probs.split(queries, dim=1)]
-    expected = [torch.stack(rows, 1)[..., i : i + keys].sum(-1) for i in range(0, 14, keys)]
-    torch.testing.assert_close(pages.shared(probs, queries, keys), torch.stack(expected, -1))
+    rows = [part.mean(1) for part in probs.split(count, dim=1)]
+    expected = [torch.stack(rows, 1)[..., i : i + count].sum(-1) for i in range(0, 14, count)]
+    torch.testing.assert_close(pages.shared(probs, count), torch.stack(expected, -1))
 
 
 @pytest.mark.parametrize("keys", [2, 197, 3000])
@@ -391,6 +398,21 @@ def test_heads_are_left_out_of_a_large_page(monkeypatch):
     assert shared == 1 and 0 < len(heads["evolving"]) < 8
     assert sum(len(layer["data"]) for layer in layers["evolving"]) <= 600
     assert layers["evolving"][0]["shape"] == [len(heads["evolving"]), 7, 7]
+    monkeypatch.setattr(pages, "CELLS", 3 * 7 * 7 - 1)  # not even one head fits
+    layers, _ = pages.pack_view(view, heads, limit=600)
+    assert [layer["shape"] for layer in layers["evolving"]] == [[1, 7, 7]] * 3
+
+
+def test_registers_are_not_class_tokens(picture):  # noqa: F811
+    names = {}
+    for options in ({}, {"class_token": False, "reg_tokens": 2, "global_pool": "avg"}):
+        model = timm.create_model("ea_vit_tiny", img_size=32, patch_size=8, depth=2, **options)
+        view = ImageView.of({"mine": look(model.eval(), Image.open(picture))})
+        names[len(options)] = view.about()["special"]
+    assert names == {
+        0: ["class token"],
+        3: ["token 1 before the image", "token 2 before the image"],
+    }
 
 
 def test_arrays_for_other_programs(tmp_path, picture):  # noqa: F811

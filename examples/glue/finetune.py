@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from evaluate import USER_DIR, predict
 from fairseq.data import indexed_dataset
-from glue import TASKS, Task, check_prepared, score
+from glue import TASKS, Task, check_prepared, mean_of, score
 
 from ea_fairseq.average_checkpoints import load
 from ea_fairseq.checkpoints import options_of
@@ -66,7 +65,7 @@ def train_command(args: argparse.Namespace, task: Task, save_dir: Path, seed: in
         command.append("--maximize-best-checkpoint-metric")
     if args.checkpoint:
         command += ["--finetune-from-model", str(args.checkpoint)]
-    return command + args.options + inherited_options(args)
+    return command + args.options
 
 
 def inherited_options(args: argparse.Namespace) -> list[str]:
@@ -110,8 +109,6 @@ def train(args: argparse.Namespace, task: Task, save_dir: Path, seed: int) -> No
             return
         log = save_dir / "train.log"
         print(f"{task.name}   seed {seed}   trains, see {log}", flush=True)
-        if inherited := inherited_options(args):
-            print(f"as in {args.checkpoint}: {' '.join(inherited)}", flush=True)
         with log.open("a", encoding="utf-8") as file:
             failed = subprocess.run(command, stdout=file, stderr=file).returncode
         if failed or not (save_dir / "checkpoint_best.pt").exists():
@@ -148,6 +145,9 @@ def finetune(args: argparse.Namespace) -> dict[str, list[float]]:
             f"{cut} of {len(lengths)} training examples are longer than --max-positions "
             f"{args.max_positions}: cut off there"
         )
+    if inherited := inherited_options(args):
+        print(f"as in {args.checkpoint}: {' '.join(inherited)}", flush=True)
+        args.options += inherited
     results: dict[str, list[float]] = {name: [] for name in task.metrics}
     for seed in args.seeds:
         save_dir = args.save_dir / f"seed{seed}"
@@ -198,10 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("finetune.py: interrupted; the same command continues the run")
     for name, values in results.items():
-        spread = ""
-        if len(values) > 1:
-            spread = f" ± {statistics.stdev(values):.1f} ({len(values)} seeds)"
-        print(f"{args.task}   {name} {statistics.mean(values):.1f}{spread}")
+        print(f"{args.task}   {name} {mean_of(values)}")
 
 
 if __name__ == "__main__":

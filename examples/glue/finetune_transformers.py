@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from glue import TASKS, Example, Task, find_files, read, score, write_predictions
+from glue import TASKS, Example, Task, find_files, mean_of, read, score, write_predictions
 from transformers.trainer_utils import get_last_checkpoint
 
 import ea_transformers
@@ -283,7 +282,7 @@ def claim(folder: Path, options: dict[str, str]) -> None:
         before = json.loads(record.read_text())
     except ValueError:
         before = None
-    if not isinstance(before, dict):
+    if not isinstance(before, dict) or not {"task", "raw", "model"} <= before.keys():
         raise DataError(f"{record} is damaged, or this script did not write it; move {folder}")
     differing = sorted(name for name in options if before.get(name, "None") != options[name])
     started = (folder / "best").exists() or any(folder.glob("checkpoints/checkpoint-*"))
@@ -347,10 +346,7 @@ def main(argv: list[str] | None = None) -> None:
     for split in found[0]:
         for name in task.metrics:
             values = [scores[split][name] for scores in found]
-            spread = ""
-            if len(values) > 1:
-                spread = f" ± {statistics.stdev(values):.1f} ({len(values)} seeds)"
-            print(f"{task.name} {split}   {name} {statistics.mean(values):.1f}{spread}")
+            print(f"{task.name} {split}   {name} {mean_of(values)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -125,6 +126,12 @@ METRICS = {
 def score(task: Task, targets: list, predictions: list) -> dict[str, float]:
     """The task's official metrics, in per cent; classes are given by their index."""
     return {name: 100 * float(METRICS[name](targets, predictions)) for name in task.metrics}
+
+
+def mean_of(values: list[float]) -> str:
+    """The mean and, for several seeds, the standard deviation."""
+    spread = f" ± {stdev(values):.1f} ({len(values)} seeds)" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}"
 
 
 def write_predictions(task: Task, predictions: list, path: Path) -> None:

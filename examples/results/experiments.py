@@ -3,42 +3,42 @@
 from typing import Dict
 
 import torch
-from experiment import PLAIN, Experiment
+from experiment import PLAIN, Experiment, Options
 from with_fairseq import MASKED_LM, TRANSLATION, MaskedLM, Translation
 from with_timm import Images
 from with_transformers import FineTuning
 
-FAIRSEQ_SETTINGS = {"plain": PLAIN, "evolving": {"alpha": 0.1, "beta": 0.1}}
+EVOLVING: Options = {"alpha": 0.1, "beta": 0.1}
+PARTS = {"residual": {"alpha": 0.1, "beta": 0.0}, "convolution": {"alpha": 0.0, "beta": 0.1}}
+FAIRSEQ_SETTINGS = {"plain": PLAIN, "evolving": EVOLVING}
 TIMM_SETTINGS = {"plain": PLAIN, "evolving": {"alpha": 0.5, "beta": 1.0}}
-ABLATIONS = {
-    "residual": {"alpha": 0.1, "beta": 0.0},
-    "convolution": {"alpha": 0.0, "beta": 0.1},
-    "kernel-1": {"alpha": 0.1, "beta": 0.1, "kernel_size": 1},
-    "kernel-5": {"alpha": 0.1, "beta": 0.1, "kernel_size": 5},
-    "alpha-0.3": {"alpha": 0.3, "beta": 0.1},
-    "alpha-0.5": {"alpha": 0.5, "beta": 0.1},
-    "beta-0.3": {"alpha": 0.1, "beta": 0.3},
-    "beta-0.5": {"alpha": 0.1, "beta": 0.5},
-    "learned": {"alpha": 0.1, "beta": 0.1, "learnable": True},
-    "identity": {"alpha": 0.1, "beta": 0.1, "start": "identity"},
-    "encoder": {"alpha": 0.1, "beta": 0.1, "attentions": "encoder"},
-    "decoder": {"alpha": 0.1, "beta": 0.1, "attentions": "decoder"},
-    "cross": {"alpha": 0.1, "beta": 0.1, "attentions": "cross"},
-    "centred-keys": {"alpha": 0.1, "beta": 0.1, "keys": "centred"},
+ABLATIONS = PARTS | {
+    "kernel-1": EVOLVING | {"kernel_size": 1},
+    "kernel-5": EVOLVING | {"kernel_size": 5},
+    "alpha-0.3": EVOLVING | {"alpha": 0.3},
+    "alpha-0.5": EVOLVING | {"alpha": 0.5},
+    "beta-0.3": EVOLVING | {"beta": 0.3},
+    "beta-0.5": EVOLVING | {"beta": 0.5},
+    "learned": EVOLVING | {"learnable": True},
+    "identity": EVOLVING | {"start": "identity"},
+    "encoder": EVOLVING | {"attentions": "encoder"},
+    "decoder": EVOLVING | {"attentions": "decoder"},
+    "cross": EVOLVING | {"attentions": "cross"},
+    "centred-keys": EVOLVING | {"keys": "centred"},
 }
 # A released model has weights that were trained with plain maps.
-RELEASED_SETTINGS = {
-    "plain": PLAIN,
-    "evolving": {"alpha": 0.1, "beta": 0.1},
-    "residual": {"alpha": 0.1, "beta": 0.0},
-    "convolution": {"alpha": 0.0, "beta": 0.1},
-    "learned-from-0": {"alpha": 0.0, "beta": 0.0, "learnable": True, "ea_lr": 1e-3},
-    "both-0.2": {"alpha": 0.2, "beta": 0.2},
-    "both-0.4": {"alpha": 0.4, "beta": 0.4},
-}
+RELEASED_SETTINGS = (
+    FAIRSEQ_SETTINGS
+    | PARTS
+    | {
+        "learned-from-0": PLAIN | {"learnable": True, "ea_lr": 1e-3},
+        "both-0.2": {"alpha": 0.2, "beta": 0.2},
+        "both-0.4": {"alpha": 0.4, "beta": 0.4},
+    }
+)
 # Other ways to start from them, and what a large weight does.
 RELEASED_ABLATIONS = {
-    "identity": {"alpha": 0.1, "beta": 0.1, "start": "identity"},
+    "identity": ABLATIONS["identity"],
     "shifted-learned": {
         "alpha": 0.0,
         "beta": 0.1,
@@ -46,7 +46,7 @@ RELEASED_ABLATIONS = {
         "ea_lr": 1e-3,
         "start": "shifted",
     },
-    "warm-up": {"alpha": 0.1, "beta": 0.1, "warmup": 0.5},
+    "warm-up": EVOLVING | {"warmup": 0.5},
     "residual-0.4": {"alpha": 0.4, "beta": 0.0},
     "convolution-0.4": {"alpha": 0.0, "beta": 0.4},
 }
@@ -149,7 +149,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
             lower_is_better=False,
             settings=TIMM_SETTINGS
             | {
-                "both-0.1": {"alpha": 0.1, "beta": 0.1},
+                "both-0.1": EVOLVING,
                 "residual": {"alpha": 0.5, "beta": 0.0},
                 "convolution": {"alpha": 0.0, "beta": 1.0},
             },
@@ -167,7 +167,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
             "RandAugment and random erasing, for 8 epochs, matrix products in bfloat16.",
             scores=("accuracy, %", "minus cross-entropy"),
             lower_is_better=False,
-            settings=TIMM_SETTINGS | {"both-0.1": {"alpha": 0.1, "beta": 0.1}},
+            settings=TIMM_SETTINGS | {"both-0.1": EVOLVING},
             seeds=(1, 2, 3, 4, 5),
             model="ea_deit_tiny",
             model_options=SMALL_VIT | {"drop_path_rate": 0.1},

@@ -74,7 +74,7 @@ def claim(work: Path, data: Path) -> None:
     """
     work.mkdir(parents=True, exist_ok=True)
     mark = work / MARK
-    if not mark.exists() and any(work.iterdir()):
+    if any(work.iterdir()) and not mark.exists():  # in this order, for two processes at once
         raise ExperimentError(f"--work: {work} is not empty and was not made by this script")
     mark.touch()
     before = mark.read_text(encoding="utf-8").strip()
