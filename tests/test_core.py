@@ -124,17 +124,17 @@ def test_padding_never_changes_a_map(window, kernel_size, queries, keys, above, 
 
 @pytest.mark.parametrize("learnable", [False, True])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
-@pytest.mark.parametrize("window", ["causal", "cross"])
+@pytest.mark.parametrize(("window", "grows"), [("causal", True), ("cross", True), ("cross", False)])
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_steps_equal_the_whole_map(window, kernel_size, learnable, chunk):
+def test_steps_equal_the_whole_map(window, grows, kernel_size, learnable, chunk):
     layer = AttentionEvolution(HEADS, 0.4, 0.6, kernel_size, window, learnable).double()
     logits, prev = maps(queries=9, keys=9)
-    future = torch.ones(9, 9, dtype=torch.bool).triu(1) if window == "causal" else None
+    future = torch.ones(9, 9, dtype=torch.bool).triu(1) if grows else None
     whole = layer(logits, prev, future)
     rows, steps = None, []
     for start in range(0, 9, chunk):
         end = min(start + chunk, 9)
-        keys = end if window == "causal" else 9  # a decoder's keys are added one by one
+        keys = end if grows else 9  # a decoder's own keys are added one by one
         cells = (..., slice(start, end), slice(0, keys))
         mask = None if future is None else future[cells]
         step, rows = layer.step(logits[cells], prev[cells], mask, rows)
@@ -145,8 +145,9 @@ def test_steps_equal_the_whole_map(window, kernel_size, learnable, chunk):
     torch.testing.assert_close(together, whole, rtol=0, atol=1e-12)
 
 
-def test_causal_window_sees_no_future():
-    layer = AttentionEvolution(HEADS, 0.4, 0.6, 5, "causal").double()
+@pytest.mark.parametrize("window", ["causal", "cross"])
+def test_no_future_is_seen_where_its_cells_are_masked(window):
+    layer = AttentionEvolution(HEADS, 0.4, 0.6, 5, window).double()
     logits, prev = (x.requires_grad_() for x in maps(8, 8))
     future = torch.ones(8, 8, dtype=torch.bool).triu(1)
     visible = layer(logits, prev, future).masked_fill(future, 0)

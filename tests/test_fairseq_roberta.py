@@ -284,7 +284,7 @@ def test_layer_drop_trains(build, sentences):
 def test_sizes(masked_lm, arch, layers, width, ffn, heads):
     args = Namespace(max_positions=512)
     ARCH_CONFIG_REGISTRY[arch](args)
-    assert (args.encoder_layers, args.ea_alpha, args.ea_beta) == (layers, 0.1, 0.1)
+    assert (args.encoder_layers, args.ea_alpha, args.ea_beta) == (layers, 0.1, 0.5)
     args.encoder_layers = 2
     model = ARCH_MODEL_REGISTRY[arch].build_model(args, masked_lm)
     first, second = model.encoder.sentence_encoder.layers

@@ -65,20 +65,13 @@ def test_a_repetition_is_compared_with_the_results(tmp_path, monkeypatch, capsys
     assert "has no pair" in capsys.readouterr().err
 
 
-def results(values, seconds=1.0, processor="a processor"):
-    return {
-        seed: {
-            "scores": {"loss": x},
-            "cpu_seconds": seconds,
-            "machine": {"processor": processor},
-        }
-        for seed, x in values.items()
-    }
+def results(values):
+    return {seed: {"scores": {"loss": x}} for seed, x in values.items()}
 
 
 def test_comparison():
     plain = results({1: 5.0, 2: 6.0, 3: 7.0, 4: 9.0})
-    ours = results({1: 4.0, 2: 4.0, 3: 4.0, 5: 0.0}, seconds=1.5)
+    ours = results({1: 4.0, 2: 4.0, 3: 4.0, 5: 0.0})
     found = report.compare(plain, ours, "loss")
     assert found.seeds == [1, 2, 3]
     assert (found.other, found.ours, found.difference) == (6.0, 4.0, -2.0)
@@ -96,14 +89,6 @@ def test_comparison():
     assert report.compare(plain, results({7: 1.0}), "loss") is None
 
 
-def test_times_are_compared_on_one_kind_of_processor():
-    plain = results({1: 5.0, 2: 6.0, 3: 7.0})
-    assert report.time_ratio(plain, results({1: 4.0, 2: 4.0, 5: 0.0}, seconds=1.5)) == 1.5
-    elsewhere = results({1: 4.0, 2: 4.0}, processor="another")
-    assert report.time_ratio(plain, elsewhere) is None
-    assert report.time_ratio(plain, elsewhere | results({3: 4.0}, 1.2)) == 1.2
-
-
 def test_the_summary_has_a_row_for_each_score():
     experiment = EXPERIMENTS["translation"]
     names = experiment.scores
@@ -115,12 +100,17 @@ def test_the_summary_has_a_row_for_each_score():
         }
 
     plain = side(40.0, 30.0)
-    first, second = report.summary(experiment, {"plain": plain, "evolving": side(39.0, 31.0)})
-    assert first == (
-        f"| {experiment.title} | BLEU test_2016_flickr ↑ | 40.00 | 39.00 | -1.00 ± 0.00 | 2 | "
-        "worse |"
+    first, second = report.summary(
+        experiment, {"plain": plain, experiment.default: side(39.0, 31.0)}
     )
-    assert second == "|  | BLEU test_2017_flickr ↑ | 31.50 | 32.50 | +1.00 ± 0.00 | 2 | better |"
+    assert first == (
+        f"| {experiment.title} | BLEU test_2016_flickr ↑ | 0.1, 0.5 | 40.00 | 39.00 | -1.00 ± 0.00 | "
+        "2 | worse |"
+    )
+    assert (
+        second
+        == "|  | BLEU test_2017_flickr ↑ | 0.1, 0.5 | 31.50 | 32.50 | +1.00 ± 0.00 | 2 | better |"
+    )
 
 
 def test_settings_are_compared_with_the_plain_model_and_with_the_defaults():

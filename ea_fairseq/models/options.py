@@ -28,8 +28,8 @@ class EvolutionConfig(FairseqDataclass):
         metadata={"help": "weight of the previous layer's map, 0 to 1 (default: 0.1)"},
     )
     ea_beta: float = field(
-        default=0.1,
-        metadata={"help": "weight of the convolution over the map, 0 to 1 (default: 0.1)"},
+        default=0.5,  # better than 0.1 in training from scratch, see docs/results.md
+        metadata={"help": "weight of the convolution over the map, 0 to 1 (default: 0.5)"},
     )
     ea_kernel_size: int = field(
         default=3, metadata={"help": "size of that convolution, odd (default: 3)"}

@@ -60,6 +60,7 @@ class Experiment:
             with which the others are compared.
         seeds: one training for each, in each setting.
         headline: the scores that the README has; None for the first one.
+        default: the setting with the model's default options, which README and plots show.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Experiment:
     settings: Dict[str, Options]
     seeds: Tuple[int, ...]
     headline: Optional[Tuple[str, ...]] = field(default=None, kw_only=True)
+    default: str = field(default="evolving", kw_only=True)
 
     def prepare(self, data: Path, work: Path) -> None:
         """Writes what all trainings share to the folder `work`, unless it is there."""

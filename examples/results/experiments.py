@@ -80,6 +80,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
                 for name in ("residual", "convolution", "alpha-0.5", "beta-0.5")
             },
             seeds=(1, 2, 3, 4, 5),
+            default="beta-0.5",
             plain_arch="roberta",
             arch="ea_roberta",
             recipe=f"{MASKED_LM} --max-tokens 2048 --warmup-updates 100 --total-num-update 1000",
@@ -114,6 +115,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
             "updates of 2,048 tokens with Adam, learning rate 2e-3. BLEU is sacreBLEU's, ignoring "
             "case, of the last checkpoint with beam 5." + SMOOTHED,
             scores=("validation loss, bits", *BLEUS),
+            default="beta-0.5",
             headline=BLEUS,
             lower_is_better=True,
             settings=FAIRSEQ_SETTINGS | {"beta-0.5": ABLATIONS["beta-0.5"]},
@@ -132,6 +134,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
             lower_is_better=True,
             settings=FAIRSEQ_SETTINGS | ABLATIONS,
             seeds=(1, 2, 3, 4, 5),
+            default="beta-0.5",
             headline=(),
             plain_arch="transformer",
             arch="ea_transformer",

@@ -118,8 +118,8 @@ def reached(experiment: Experiment, plain: dict, ours: dict) -> Optional[float]:
 
 
 def speed(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
-    """How early evolving attention reaches what plain attention ends with, and what it costs."""
-    plain, ours = found["plain"], found["evolving"]
+    """A sentence on how early evolving attention reaches what plain attention ends with."""
+    plain, ours = found["plain"], found[experiment.default]
     seeds = sorted(plain.keys() & ours.keys())
     shares = [reached(experiment, plain[seed], ours[seed]) for seed in seeds]
     known = [share for share in shares if share is not None]
@@ -130,23 +130,7 @@ def speed(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
         text += f"in {len(known)} of {count_pairs(seeds)}, on average after {share}."
     else:
         text += f"in none of {count_pairs(seeds)}."
-    ratio = time_ratio(plain, ours)
-    return text if ratio is None else f"{text} It takes {ratio:.2f} times the processor time."
-
-
-def time_ratio(plain: Dict[int, dict], ours: Dict[int, dict]) -> Optional[float]:
-    """The ratio of the processor times, median over the pairs.
-
-    None if no pair has times that were measured on the same kind of processor.
-    """
-    times = [
-        ours[seed]["cpu_seconds"] / plain[seed]["cpu_seconds"]
-        for seed in plain.keys() & ours.keys()
-        if "cpu_seconds" in ours[seed]
-        and "cpu_seconds" in plain[seed]
-        and ours[seed]["machine"]["processor"] == plain[seed]["machine"]["processor"]
-    ]
-    return float(np.median(times)) if times else None
+    return text
 
 
 def count_pairs(seeds: List[int]) -> str:
@@ -223,9 +207,11 @@ def plot(experiment: Experiment, found: Dict[str, Dict[int, dict]], path: Path) 
     """
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     axes, beside = figure.subplots(1, 2, sharex=True)
-    seeds = sorted(found["plain"].keys() & found["evolving"].keys())
+    sides = {"plain": found["plain"], "evolving": found[experiment.default]}
+    seeds = sorted(sides["plain"].keys() & sides["evolving"].keys())
     curves = {
-        name: [dict(map(tuple, found[name][seed]["curve"])) for seed in seeds] for name in COLORS
+        name: [dict(map(tuple, side[seed]["curve"])) for seed in seeds]
+        for name, side in sides.items()
     }
     updates = sorted(set.intersection(*(set(curve) for side in curves.values() for curve in side)))
     values = {
@@ -286,12 +272,14 @@ def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
     """An experiment's rows in the README's table, one per score that it shows there."""
     rows = []
     scores = experiment.scores[:1] if experiment.headline is None else experiment.headline
+    options = experiment.settings[experiment.default]
+    mixing = f"{options['alpha']}, {options['beta']}"
     for score in scores:
-        it = compare(found["plain"], found["evolving"], score)
+        it = compare(found["plain"], found[experiment.default], score)
         assert it is not None
         lowers = lower(experiment, score)
         rows.append(
-            f"| {'' if rows else experiment.title} | {score} {'↓' if lowers else '↑'} | "
+            f"| {'' if rows else experiment.title} | {score} {'↓' if lowers else '↑'} | {mixing} | "
             f"{it.other:.2f} | {it.ours:.2f} | {it.text(2)} | {len(it.seeds)} | "
             f"{it.verdict(lowers)} |"
         )
@@ -308,12 +296,12 @@ def replace_between(text: str, marker: str, lines: List[str]) -> str:
 
 
 def finished() -> List[Tuple[Experiment, Dict[str, Dict[int, dict]]]]:
-    """The experiments with at least one pair of plain and evolving attention."""
+    """The experiments with at least one pair of plain attention and the default."""
     results = [(experiment, read(RESULTS, experiment)) for experiment in EXPERIMENTS.values()]
     return [
         (experiment, found)
         for experiment, found in results
-        if found.get("plain", {}).keys() & found.get("evolving", {}).keys()
+        if found.get("plain", {}).keys() & found.get(experiment.default, {}).keys()
     ]
 
 
@@ -322,8 +310,9 @@ def documents() -> Dict[Path, str]:
     results = finished()
     sections = [line for experiment, found in results for line in section(experiment, found)]
     lines = [
-        "| task | score | plain | evolving | difference ± standard error | pairs | verdict |",
-        "|---|---|---:|---:|---:|---:|---|",
+        "| task | score | \u03b1, β | plain | evolving | difference ± standard error | pairs "
+        "| verdict |",
+        "|---|---|---|---:|---:|---:|---:|---|",
         *(line for experiment, found in results for line in summary(experiment, found)),
     ]
     parts = {ROOT / "docs" / "results.md": sections, ROOT / "README.md": lines}
