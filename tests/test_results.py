@@ -104,8 +104,8 @@ def test_the_summary_has_a_row_for_each_score():
         experiment, {"plain": plain, experiment.default: side(39.0, 31.0)}
     )
     assert first == (
-        f"| {experiment.title} | BLEU test_2016_flickr ↑ | 0.1, 0.5 | 40.00 | 39.00 | -1.00 ± 0.00 | "
-        "2 | worse |"
+        f"| {experiment.title} | BLEU test_2016_flickr ↑ | 0.1, 0.5 | 40.00 | 39.00 | "
+        "-1.00 ± 0.00 | 2 | worse |"
     )
     assert (
         second
