@@ -767,7 +767,7 @@ def test_a_checkpoint_saves_the_options_that_the_plain_model_saves(data, tmp_pat
     evolution = {name: value for name, value in ours.items() if name.startswith("ea_")}
     assert evolution == {
         "ea_alpha": 0.1,
-        "ea_beta": 0.1,
+        "ea_beta": 0.5,
         "ea_kernel_size": 3,
         "ea_learnable": False,
         "ea_attentions": "encoder,decoder,cross",
