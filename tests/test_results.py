@@ -276,6 +276,31 @@ def test_models_for_images_share_their_initial_weights(setting):
         assert torch.equal(plain[name], model[name]), name
 
 
+def test_times_of_images_are_compared_by_turns(tmp_path, monkeypatch, capsys):
+    images = torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(128) % 10
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / run.MARK).touch()
+    torch.save((images, labels, images[:10], labels[:10]), work / "cifar10.pt")
+    arguments = ["run.py", "images", "--data", tmp_path, "--work", work, "--out", tmp_path / "json"]
+    threads = torch.get_num_threads()
+    try:
+        monkeypatch.setattr(sys, "argv", [*map(str, arguments), "--time", "2"])
+        run.main()
+        assert "images, round 2/2" in capsys.readouterr().out
+        with pytest.raises(SystemExit, match="images.json already exists"):
+            run.main()
+    finally:
+        torch.set_num_threads(threads)
+    sentence, _ = report.cost(EXPERIMENTS["images"], tmp_path / "json")
+    assert "times as long as with plain attention (median of 2 rounds, " in sentence
+    monkeypatch.setattr(sys, "argv", [*map(str, arguments), "--time", "2", "--seeds", "1"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "--time cannot be combined" in capsys.readouterr().err
+
+
 def test_a_fine_tuning_leaves_its_weights(tmp_path, monkeypatch):
     pytest.importorskip("transformers", reason="transformers is not installed")
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast

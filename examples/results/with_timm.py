@@ -1,5 +1,6 @@
 """Experiments with timm: classification of CIFAR-10's small images."""
 
+import dataclasses
 import tarfile
 import time
 from dataclasses import dataclass
@@ -62,6 +63,9 @@ class Images(Experiment):
             with whole_or_not_at_all(target) as part:
                 torch.save(images, part)
 
+    def shortened(self) -> Experiment:
+        return dataclasses.replace(self, epochs=1)
+
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         torch.set_num_threads(1)
         torch.set_float32_matmul_precision(self.precision)
@@ -74,7 +78,8 @@ class Images(Experiment):
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.05)
         steps = len(labels) // self.batch_size
         warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=steps)
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * (self.epochs - 1))
+        falling = steps * max(1, self.epochs - 1)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, falling)
         schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [steps])
         order = torch.Generator().manual_seed(seed)
         curve = []

@@ -1,5 +1,6 @@
 """Experiments with transformers: fine-tuning a released BERT on GLUE."""
 
+import dataclasses
 import importlib.util
 import sys
 import time
@@ -84,6 +85,9 @@ class FineTuning(Experiment):
             valid = sorted(splits[1], key=lambda row: len(row["input_ids"]))
             with whole_or_not_at_all(target) as part:
                 torch.save([splits[0][: self.examples], valid], part)
+
+    def shortened(self) -> Experiment:
+        return dataclasses.replace(self, epochs=1)
 
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         from finetune_transformers import make_trainer
