@@ -80,7 +80,7 @@ class EvolvingModel(StartsFromPlainWeights):
         return [module for module in self.modules() if isinstance(module, AttentionEvolution)]
 
     def init_non_persistent_buffers(self) -> None:
-        """Completes a model that transformers has loaded, which calls this hook of timm's at last.
+        """Completes a model that transformers has loaded; transformers calls this hook last.
 
         transformers sets weights one by one, without the modules' loading methods, and leaves those
         that are in no file uninitialised in modules that it does not know. Loaded parameters carry

@@ -47,8 +47,8 @@ class EvolvingPreTrainedModel(PreTrainedModel):
         self.post_init()
 
     def post_init(self) -> None:
-        """As in transformers, but not before the evolving parts exist: of the plain ones, names
-        would remain in `_no_split_modules`, by which FSDP looks for layers to wrap."""
+        """As in transformers, but only once the evolving parts exist: otherwise names of plain ones
+        would stay in `_no_split_modules`, by which FSDP chooses layers to wrap."""
         if self.has_evolving_parts:
             super().post_init()
 

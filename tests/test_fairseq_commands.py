@@ -771,6 +771,7 @@ def test_a_checkpoint_saves_the_options_that_the_plain_model_saves(data, tmp_pat
         "ea_kernel_size": 3,
         "ea_learnable": False,
         "ea_attentions": "encoder,decoder,cross",
+        "ea_keys": "earlier",
     }
     for name, value in plain_options.items():
         assert name in ("_name", "arch", "save_dir") or ours[name] == value, name

@@ -24,6 +24,7 @@ VARIANTS = [
     {**EVOLVING, "ea_attentions": "decoder"},
     {**EVOLVING, "ea_attentions": "encoder,cross"},
     {**EVOLVING, "encoder_normalize_before": True, "decoder_normalize_before": True},
+    {**EVOLVING, "ea_keys": "centred"},
 ]
 
 
@@ -518,6 +519,7 @@ def test_parameter_counts(build):
         ({"ea_kernel_size": 4}, "--ea-kernel-size must be odd and positive .*, got 4"),
         ({"ea_attentions": "encoder,self"}, "--ea-attentions must be .*, got 'encoder,self'"),
         ({"ea_attentions": ""}, "--ea-attentions must be"),
+        ({"ea_keys": "later"}, "--ea-keys must be one of earlier, centred, got 'later'"),
         ({"ea_attentions": ["encoder"]}, r"--ea-attentions must be .*, got \['encoder'\]"),
         ({"ea_alpha": "abc"}, r"--ea-alpha must lie in \[0, 1\], got 'abc'"),
         ({"ea_kernel_size": "3"}, "--ea-kernel-size must be odd and positive .*, got '3'"),

@@ -413,7 +413,7 @@ def test_a_run_from_data_to_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(EXPERIMENTS, experiment.name, small)
     weights = {}
 
-    def keep(self, options, seed, work, run):
+    def keep(self, seed, work, run):
         weights[run] = torch.load(run / "checkpoint_last.pt")["model"]
         return {}
 

@@ -202,12 +202,9 @@ def test_the_cache_is_cropped_reordered_and_reset(source):
     # Beams copy only the rows that the next step reads.
     cache = filled(7)
     cache.reorder_cache(order)
-    assert all(
-        rows.size(2) == 2
-        for layer in cache.self_attention_cache.layers
-        if hasattr(layer, "rows")
-        for rows in layer.rows.values()
-    )
+    layers = [x for x in cache.self_attention_cache.layers if hasattr(x, "rows")]
+    kept = [rows.size(2) for layer in layers for rows in layer.rows.values()]
+    assert set(kept) == {2}
     with pytest.raises(ValueError, match="at most 0 tokens now.*before a reordering, got 1"):
         cache.crop(-1)
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ea_fairseq.models.options import (
     ATTENTIONS,
+    KEYS,
     EvolutionConfig,
     add_options,
     check_evolution,
@@ -43,6 +44,13 @@ class TransformerEvolutionConfig(EvolutionConfig):
         metadata={
             "help": "which attentions evolve, comma-separated: encoder (self), decoder (self), "
             "cross (encoder-decoder) (default: encoder,decoder,cross)"
+        },
+    )
+    ea_keys: str = field(
+        default=KEYS[0],
+        metadata={
+            "help": "which keys of earlier queries the decoder's convolution reads: earlier (it "
+            "ends at the key) or centred (on both sides; the future counts as 0) (default: earlier)"
         },
     )
 

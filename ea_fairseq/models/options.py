@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from evolving_attention.checks import check_flag, check_options
 
 ATTENTIONS = ("encoder", "decoder", "cross")
+KEYS = ("earlier", "centred")
 logger = logging.getLogger(__name__)
 
 
@@ -67,6 +68,9 @@ def check_evolution(cfg: Union[EvolutionConfig, Namespace, DictConfig]) -> None:
             f"--ea-attentions must be a comma-separated choice of {', '.join(ATTENTIONS)}, "
             f"got {named!r}"
         )
+    keys = getattr(cfg, "ea_keys", KEYS[0])
+    if keys not in KEYS:
+        raise ValueError(f"--ea-keys must be one of {', '.join(KEYS)}, got {keys!r}")
 
 
 def check_heads(side: str, heads: int, embed_dim: int) -> None:
@@ -158,6 +162,8 @@ def evolution_of(options: Mapping[str, Any]) -> Dict[str, Any]:
         evolution = {k: v for k, v in evolution.items() if k not in ("ea_alpha", "ea_beta")}
     elif not evolution["ea_beta"]:
         del evolution["ea_kernel_size"]
+    if evolution.get("ea_keys") == KEYS[0]:  # older checkpoints do not say so
+        del evolution["ea_keys"]
     if "ea_attentions" in evolution:
         evolution["ea_attentions"] = ",".join(sorted(set(evolution["ea_attentions"].split(","))))
     return evolution

@@ -18,6 +18,8 @@ from evolving_attention import AttentionEvolution
 
 # For each attention that --ea-attentions names, how the convolution over its map looks around.
 WINDOWS = {"encoder": "bidirectional", "decoder": "causal", "cross": "cross"}
+# Future cells are masked, so that this window of a decoder does not see the future either.
+CENTRED_KEYS = "cross"
 
 
 def build_attention(
@@ -38,12 +40,13 @@ def build_attention(
         return PlainMultiheadAttention(embed_dim, num_heads, **options)
     evolution = None
     if not layer.first:
+        centred = attention == "decoder" and cfg.ea_keys == "centred"
         evolution = AttentionEvolution(
             num_heads,
             cfg.ea_alpha,
             cfg.ea_beta,
             cfg.ea_kernel_size,
-            WINDOWS[attention],
+            CENTRED_KEYS if centred else WINDOWS[attention],
             cfg.ea_learnable,
         )
     return EvolvingMultiheadAttention(embed_dim, num_heads, evolution=evolution, **options)

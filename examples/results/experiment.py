@@ -60,7 +60,8 @@ class Experiment:
             with which the others are compared.
         seeds: one training for each, in each setting.
         headline: the scores that the README has; None for the first one.
-        default: the setting with the model's default options, which README and plots show.
+        default: the setting that README and plots show: the model's default options, where they
+            were trained.
     """
 
     name: str

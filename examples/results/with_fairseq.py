@@ -31,8 +31,6 @@ TESTS = ("test_2016_flickr", "test_2017_flickr")  # of Multi30k
 class FairseqExperiment(Experiment):
     """A training by `fairseq-train` that begins with a plain checkpoint in all settings.
 
-    The settings may also have `keys` of "centred", see centred_keys/.
-
     Attributes:
         plain_arch: fairseq's architecture of that checkpoint.
         arch: ours.
@@ -56,13 +54,13 @@ class FairseqExperiment(Experiment):
 
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         fairseq_train = ["-m", "fairseq_cli.train", self.data_bin(work)]
-        fairseq_train += ["--user-dir", user_dir(options), "--seed", seed, *self.recipe.split()]
+        fairseq_train += ["--user-dir", ROOT / "ea_fairseq", "--seed", seed, *self.recipe.split()]
         fairseq_train += ["--no-epoch-checkpoints", *NO_THREAD]
         plain = ["--arch", self.plain_arch, "--save-dir", run / "plain"]
         python([*fairseq_train, *plain, *UNTRAINED], run / "plain.log")
         given = ["--arch", self.arch]
         for name, value in options.items():
-            given += [] if name in ("start", "keys") else as_argument(name, value)
+            given += [] if name == "start" else as_argument(name, value)
         given += ["--finetune-from-model", run / "plain" / WEIGHTS]
         if sets_start(options):
             random = [*given, "--save-dir", run / "start"]
@@ -78,10 +76,10 @@ class FairseqExperiment(Experiment):
             for valid in map(json.loads, re.findall(r"\| valid \| (\{.*\})", log))
         ]
         (seconds,) = re.findall(r"done training in ([\d.]+) seconds", log)
-        scores = {self.scores[0]: curve[-1][1], **self.evaluate(options, seed, work, run)}
+        scores = {self.scores[0]: curve[-1][1], **self.evaluate(seed, work, run)}
         return Result(scores, curve, float(seconds))
 
-    def evaluate(self, options: Options, seed: int, work: Path, run: Path) -> Dict[str, float]:
+    def evaluate(self, seed: int, work: Path, run: Path) -> Dict[str, float]:
         """The scores other than the validation loss."""
         return {}
 
@@ -120,7 +118,7 @@ class MaskedLM(FairseqExperiment):
         """The folder with a folder for each task."""
         return work / f"{self.name}-tasks"
 
-    def evaluate(self, options: Options, seed: int, work: Path, run: Path) -> Dict[str, float]:
+    def evaluate(self, seed: int, work: Path, run: Path) -> Dict[str, float]:
         found = {}
         for name, task in zip(self.scores[1:], self.tasks, strict=False):
             data, save_dir = self.task_data(work) / task, run / task
@@ -150,18 +148,18 @@ class Translation(FairseqExperiment):
         source += ["--out", work / "multi30k", "--workers", 1]
         python([ROOT / "examples/translation/prepare.py", *source], work / "multi30k.log")
 
-    def evaluate(self, options: Options, seed: int, work: Path, run: Path) -> Dict[str, float]:
+    def evaluate(self, seed: int, work: Path, run: Path) -> Dict[str, float]:
         return {
-            score: self.bleu("test" if index == 0 else f"test{index}", options, work, run)
+            score: self.bleu("test" if index == 0 else f"test{index}", work, run)
             for index, score in enumerate(self.scores[1:])
         }
 
-    def bleu(self, subset: str, options: Options, work: Path, run: Path) -> float:
+    def bleu(self, subset: str, work: Path, run: Path) -> float:
         """sacreBLEU of one test set."""
         from sacrebleu import corpus_bleu
 
         given = ["-m", "fairseq_cli.generate", self.data_bin(work), "--gen-subset", subset]
-        given += ["--user-dir", user_dir(options), "--path", run / WEIGHTS, "--cpu"]
+        given += ["--user-dir", ROOT / "ea_fairseq", "--path", run / WEIGHTS, "--cpu"]
         given += "--batch-size 64 --required-batch-size-multiple 1 --beam 5 --remove-bpe".split()
         given += "--source-lang de --target-lang en --tokenizer moses".split()
         log = python(given, run / f"{subset}.log")
@@ -169,18 +167,6 @@ class Translation(FairseqExperiment):
         translations = [lines[str(number)] for number in range(len(lines))]
         references = (work / "multi30k" / "raw" / f"{subset}.en").read_text().splitlines()
         return corpus_bleu(translations, [references], lowercase=True).score
-
-
-def user_dir(options: Options) -> Path:
-    """ea_fairseq, or its variant with centred keys.
-
-    Raises:
-        ValueError: the `keys` are unknown.
-    """
-    keys = options.get("keys")
-    if keys not in (None, "centred"):
-        raise ValueError(f"keys must be centred or left out, got {keys!r}")
-    return ROOT / ("ea_fairseq" if keys is None else "examples/results/centred_keys")
 
 
 def as_argument(name: str, value: object) -> List[str]:
