@@ -133,17 +133,34 @@ def speed(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> str:
     return text
 
 
-def cost(experiment: Experiment, folder: Path) -> List[str]:
-    """What a training in the default setting costs, if that was measured."""
+def time_ratios(experiment: Experiment, folder: Path) -> Tuple[List[float], str]:
+    """How many times as long as plain attention the default trains, by round; the processor.
+
+    Raises:
+        ValueError: the default was another one when the times were measured.
+    """
     path = folder / f"{experiment.name}.json"
     if not path.exists():
-        return []
+        return [], ""
     content = json.loads(path.read_text(encoding="utf-8"))
-    ratios = [each[experiment.default] / each["plain"] for each in content["seconds"]]
+    if content["setting"] != experiment.default:
+        raise ValueError(
+            f"{path} has times of {content['setting']}, not of {experiment.default}: measure them "
+            "again, see run.py --time"
+        )
+    ratios = [after / before for before, after in content["seconds"]]
+    return ratios, content["machine"]["processor"]
+
+
+def cost(experiment: Experiment, folder: Path) -> List[str]:
+    """What a training in the default setting costs, if that was measured."""
+    ratios, processor = time_ratios(experiment, folder)
+    if not ratios:
+        return []
     return [
         f"Training takes {np.median(ratios):.2f} times as long as with plain attention (median of "
         f"{len(ratios)} rounds, {min(ratios):.2f} to {max(ratios):.2f}; one thread of "
-        f"{content['machine']['processor']}).",
+        f"{processor}).",
         "",
     ]
 
@@ -290,6 +307,8 @@ def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
     scores = experiment.scores[:1] if experiment.headline is None else experiment.headline
     options = experiment.settings[experiment.default]
     mixing = f"{options['alpha']}, {options['beta']}"
+    ratios, _ = time_ratios(experiment, RESULTS)
+    time = f"{np.median(ratios):.2f}" if ratios else ""
     for score in scores:
         it = compare(found["plain"], found[experiment.default], score)
         assert it is not None
@@ -297,7 +316,7 @@ def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
         rows.append(
             f"| {'' if rows else experiment.title} | {score} {'↓' if lowers else '↑'} | {mixing} | "
             f"{it.other:.2f} | {it.ours:.2f} | {it.text(2)} | {len(it.seeds)} | "
-            f"{it.verdict(lowers)} |"
+            f"{it.verdict(lowers)} | {'' if rows else time} |"
         )
     return rows
 
@@ -327,8 +346,8 @@ def documents() -> Dict[Path, str]:
     sections = [line for experiment, found in results for line in section(experiment, found)]
     lines = [
         "| task | score | \u03b1, β | plain | evolving | difference ± standard error | pairs "
-        "| verdict |",
-        "|---|---|---|---:|---:|---:|---:|---|",
+        "| verdict | training time, ratio |",
+        "|---|---|---|---:|---:|---:|---:|---|---:|",
         *(line for experiment, found in results for line in summary(experiment, found)),
     ]
     parts = {ROOT / "docs" / "results.md": sections, ROOT / "README.md": lines}

@@ -134,15 +134,16 @@ def compare_times(
     """Trains a little in the plain and the default setting by turns; writes their seconds."""
     prepare(experiment, data, work)
     short = experiment.shortened()
-    seconds: List[Dict[str, float]] = []
+    seconds: List[List[float]] = []  # of each round: plain, then the default
     for number in range(1, rounds + 1):
-        seconds.append({})
+        seconds.append([])
         for setting in ("plain", experiment.default):
             with tempfile.TemporaryDirectory(prefix=f"{experiment.name}-", dir=work) as name:
                 result = short.train(short.settings[setting], number, work, Path(name))
-            seconds[-1][setting] = result.seconds
+            seconds[-1].append(result.seconds)
         print(f"{experiment.name}, round {number}/{rounds}: {seconds[-1]}", flush=True)
-    write({"seconds": seconds, "machine": machine()}, times_of(folder, experiment))
+    content = {"setting": experiment.default, "seconds": seconds, "machine": machine()}
+    write(content, times_of(folder, experiment))
 
 
 def main() -> None:
