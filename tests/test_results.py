@@ -277,8 +277,8 @@ def test_models_for_images_share_their_initial_weights(setting):
 
 
 def test_times_of_images_are_compared_by_turns(tmp_path, monkeypatch, capsys):
-    images = torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8)
-    labels = torch.arange(128) % 10
+    images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(256) % 10
     work = tmp_path / "work"
     work.mkdir()
     (work / run.MARK).touch()

@@ -134,15 +134,18 @@ def compare_times(
     """Trains a little in the plain and the default setting by turns; writes their seconds."""
     prepare(experiment, data, work)
     short = experiment.shortened()
-    seconds: List[List[float]] = []  # of each round: plain, then the default
+    order = ["plain", experiment.default]
+    rows: List[List[float]] = []
     for number in range(1, rounds + 1):
-        seconds.append([])
-        for setting in ("plain", experiment.default):
+        seconds = {}
+        for setting in order:
             with tempfile.TemporaryDirectory(prefix=f"{experiment.name}-", dir=work) as name:
                 result = short.train(short.settings[setting], number, work, Path(name))
-            seconds[-1].append(result.seconds)
-        print(f"{experiment.name}, round {number}/{rounds}: {seconds[-1]}", flush=True)
-    content = {"setting": experiment.default, "seconds": seconds, "machine": machine()}
+            seconds[setting] = result.seconds
+        rows.append([seconds["plain"], seconds[experiment.default]])
+        order.reverse()  # so that a machine that slows down does so for both sides
+        print(f"{experiment.name}, round {number}/{rounds}: {seconds}", flush=True)
+    content = {"setting": experiment.default, "seconds": rows, "machine": machine()}
     write(content, times_of(folder, experiment))
 
 

@@ -87,7 +87,7 @@ class FineTuning(Experiment):
                 torch.save([splits[0][: self.examples], valid], part)
 
     def shortened(self) -> Experiment:
-        return dataclasses.replace(self, epochs=1)
+        return dataclasses.replace(self, epochs=1, examples=self.examples // 3)
 
     def train(self, options: Options, seed: int, work: Path, run: Path) -> Result:
         from finetune_transformers import make_trainer
@@ -101,7 +101,7 @@ class FineTuning(Experiment):
             task,
             self.build(checkpoint_in(work), options, seed),
             AutoTokenizer.from_pretrained(checkpoint_in(work)),
-            train,
+            train[: self.examples],
             valid,
             options.get("ea_lr"),
             output_dir=str(run),
