@@ -294,7 +294,7 @@ def test_times_of_images_are_compared_by_turns(tmp_path, monkeypatch, capsys):
     finally:
         torch.set_num_threads(threads)
     sentence, _ = report.cost(EXPERIMENTS["images"], tmp_path / "json")
-    assert "times as long as with plain attention (median of 2 rounds, " in sentence
+    assert "times as long as with plain attention, the median and the range of 2" in sentence
     other = dataclasses.replace(EXPERIMENTS["images"], default="both-0.1")
     with pytest.raises(ValueError, match="times of evolving, not of both-0.1"):
         report.cost(other, tmp_path / "json")

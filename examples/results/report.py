@@ -152,15 +152,21 @@ def time_ratios(experiment: Experiment, folder: Path) -> Tuple[List[float], str]
     return ratios, content["machine"]["processor"]
 
 
+def median_of(ratios: List[float]) -> str:
+    """The median and the range, such as 1.05 (1.01 to 1.12); nothing if there are none."""
+    if not ratios:
+        return ""
+    return f"{np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
 def cost(experiment: Experiment, folder: Path) -> List[str]:
     """What a training in the default setting costs, if that was measured."""
     ratios, processor = time_ratios(experiment, folder)
     if not ratios:
         return []
     return [
-        f"Training takes {np.median(ratios):.2f} times as long as with plain attention (median of "
-        f"{len(ratios)} rounds, {min(ratios):.2f} to {max(ratios):.2f}; one thread of "
-        f"{processor}).",
+        f"Training takes {median_of(ratios)} times as long as with plain attention, the median and "
+        f"the range of {len(ratios)} rounds on one thread of {processor}.",
         "",
     ]
 
@@ -308,7 +314,7 @@ def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
     options = experiment.settings[experiment.default]
     mixing = f"{options['alpha']}, {options['beta']}"
     ratios, _ = time_ratios(experiment, RESULTS)
-    time = f"{np.median(ratios):.2f}" if ratios else ""
+    time = median_of(ratios)
     for score in scores:
         it = compare(found["plain"], found[experiment.default], score)
         assert it is not None
