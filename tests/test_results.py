@@ -89,9 +89,13 @@ def test_comparison():
     assert report.compare(plain, results({7: 1.0}), "loss") is None
 
 
-def test_the_summary_has_a_row_for_each_score():
+def test_the_summary_has_a_row_for_each_score(tmp_path, monkeypatch):
     experiment = EXPERIMENTS["translation"]
     names = experiment.scores
+    times = {"setting": experiment.default, "seconds": [[2.0, 3.0], [4.0, 5.0], [5.0, 5.0]]}
+    content = {**times, "machine": {"processor": "a processor"}}
+    (tmp_path / "translation.json").write_text(json.dumps(content))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
 
     def side(first, second):
         return {
@@ -105,11 +109,10 @@ def test_the_summary_has_a_row_for_each_score():
     )
     assert first == (
         f"| {experiment.title} | BLEU test_2016_flickr ↑ | 0.1, 0.5 | 40.00 | 39.00 | "
-        "-1.00 ± 0.00 | 2 | worse |"
+        "-1.00 ± 0.00 | 2 | worse | 1.25 (1.00 to 1.50) |"
     )
-    assert (
-        second
-        == "|  | BLEU test_2017_flickr ↑ | 0.1, 0.5 | 31.50 | 32.50 | +1.00 ± 0.00 | 2 | better |"
+    assert second == (
+        "|  | BLEU test_2017_flickr ↑ | 0.1, 0.5 | 31.50 | 32.50 | +1.00 ± 0.00 | 2 | better |  |"
     )
 
 
