@@ -145,14 +145,14 @@ def time_ratios(experiment: Experiment, folder: Path) -> Tuple[List[float], str]
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["setting"] != experiment.default:
         raise ValueError(
-            f"{path} has times of {content['setting']}, not of {experiment.default}: measure them "
-            "again, see run.py --time"
+            f"{path} has times of {content['setting']}, not of {experiment.default}: delete it and "
+            "measure them again with run.py --time"
         )
     ratios = [after / before for before, after in content["seconds"]]
     return ratios, content["machine"]["processor"]
 
 
-def median_of(ratios: List[float]) -> str:
+def median_and_range(ratios: List[float]) -> str:
     """The median and the range, such as 1.05 (1.01 to 1.12); nothing if there are none."""
     if not ratios:
         return ""
@@ -165,8 +165,8 @@ def cost(experiment: Experiment, folder: Path) -> List[str]:
     if not ratios:
         return []
     return [
-        f"Training takes {median_of(ratios)} times as long as with plain attention, the median and "
-        f"the range of {len(ratios)} rounds on one thread of {processor}.",
+        f"Training takes {median_and_range(ratios)} times as long as with plain attention, the "
+        f"median and the range of {len(ratios)} rounds on one thread of {processor}.",
         "",
     ]
 
@@ -313,8 +313,7 @@ def summary(experiment: Experiment, found: Dict[str, Dict[int, dict]]) -> List[s
     scores = experiment.scores[:1] if experiment.headline is None else experiment.headline
     options = experiment.settings[experiment.default]
     mixing = f"{options['alpha']}, {options['beta']}"
-    ratios, _ = time_ratios(experiment, RESULTS)
-    time = median_of(ratios)
+    time = median_and_range(time_ratios(experiment, RESULTS)[0])
     for score in scores:
         it = compare(found["plain"], found[experiment.default], score)
         assert it is not None
